@@ -40,7 +40,7 @@ mortal() { setpriv --pdeathsig KILL "$@"; }
 
 # The classic builder needs nothing but the engine. That it is an old one, and where to find the new one, is no news.
 docker_build() {
-  DOCKER_BUILDKIT=0 docker build --quiet "$@" 2> >(grep -v -e DEPRECATED -e BuildKit -e buildx -e '^ *$' >&2)
+  DOCKER_BUILDKIT=0 docker build --quiet "$@" 2> >(grep -v -e DEPRECATED -e BuildKit -e buildx -e environment-variable -e '^ *$' >&2)
 }
 
 # The first 16 hex digits of the SHA-256 of standard input: what a cache entry is named by.

@@ -98,6 +98,7 @@ kubeadmConfigPatches:
   failCgroupV1: false
   localStorageCapacityIsolation: false
   oomScoreAdj: 0
+  resolvConf: /kind/resolv.conf
 YAML
 }
 

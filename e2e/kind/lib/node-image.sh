@@ -22,6 +22,6 @@ make_node_image() { # NAME
   # The image gets its name last, so one that was half imported is never used.
   local files
   files=$(tar -C "$work/rootfs" -cf - . | docker import -)
-  docker_build --tag "$name" --build-arg "FILES=$files" - <"$here/node/Dockerfile"
+  docker_build --tag "$name" --build-arg "FILES=$files" - <"$here/node/Dockerfile" >/dev/null
   rm -rf --one-file-system "$work"
 }
