@@ -1,0 +1,96 @@
+//! The four kinds of `countersign.dev/v1alpha1` and what they share: conditions, durations, names of
+//! labels and annotations. Nothing here does I/O.
+
+pub mod authority;
+pub mod condition;
+pub mod duration;
+pub mod identity;
+pub mod revocation;
+pub mod trust;
+
+pub use authority::{ClientAuthority, ClientAuthoritySpec, ClientAuthorityStatus};
+pub use identity::{ClientIdentity, ClientIdentitySpec, ClientIdentityStatus};
+pub use revocation::{
+    CertificateRevocation, CertificateRevocationSpec, CertificateRevocationStatus,
+};
+pub use trust::{ClientTrust, ClientTrustSpec, ClientTrustStatus};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// The API group of every kind.
+pub const GROUP: &str = "countersign.dev";
+/// The served version.
+pub const VERSION: &str = "v1alpha1";
+
+/// Labels that Countersign writes on what it owns; watches select by them.
+pub mod label {
+    /// The standard label that says who manages an object.
+    pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+    /// Its value on everything that Countersign owns.
+    pub const MANAGED_BY_VALUE: &str = "countersign";
+    /// What an object in the operator's namespace holds: `ca`, `crl` or `ledger`.
+    pub const COMPONENT: &str = "countersign.dev/component";
+    /// The `ClientAuthority` that an object belongs to.
+    pub const AUTHORITY: &str = "countersign.dev/authority";
+    /// The number of the authority's CA generation.
+    pub const GENERATION: &str = "countersign.dev/generation";
+
+    /// Selects everything that Countersign owns.
+    pub const SELECTOR: &str = "app.kubernetes.io/managed-by=countersign";
+}
+
+/// Annotations that carry facts, so that watching metadata is enough.
+pub mod annotation {
+    /// The `ClientIdentity` that a Secret belongs to.
+    pub const IDENTITY: &str = "countersign.dev/client-identity";
+    /// Serial number of the leaf, lower-case hex.
+    pub const SERIAL: &str = "countersign.dev/serial-number";
+    /// notAfter of the leaf, RFC 3339.
+    pub const NOT_AFTER: &str = "countersign.dev/not-after";
+    /// notBefore of the leaf, RFC 3339.
+    pub const NOT_BEFORE: &str = "countersign.dev/not-before";
+    /// SHA-256 of the leaf, lower-case hex.
+    pub const FINGERPRINT: &str = "countersign.dev/fingerprint-sha256";
+    /// Number of the issuance, from 1.
+    pub const REVISION: &str = "countersign.dev/revision";
+    /// Hash of what the certificate was made from: spec and CA.
+    pub const SPEC_HASH: &str = "countersign.dev/spec-hash";
+    /// The `ClientTrust` that wrote on an object of the user.
+    pub const TRUST: &str = "countersign.dev/client-trust";
+    /// The CRL number of a published CRL.
+    pub const CRL_NUMBER: &str = "countersign.dev/crl-number";
+}
+
+/// A reference to a `ClientAuthority` by name.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorityReference {
+    /// Name of a `ClientAuthority` (cluster-scoped).
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+}
+
+/// A reference to an object in the same namespace by name.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalReference {
+    /// Name of an object in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// The definitions of all kinds, as `countersign crds` prints them, with the name of their file.
+pub fn crds() -> Vec<(String, CustomResourceDefinition)> {
+    [
+        ClientAuthority::crd(),
+        ClientIdentity::crd(),
+        ClientTrust::crd(),
+        CertificateRevocation::crd(),
+    ]
+    .into_iter()
+    .map(|crd| (format!("{GROUP}_{}.yaml", crd.spec.names.plural), crd))
+    .collect()
+}

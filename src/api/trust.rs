@@ -1,0 +1,143 @@
+//! `ClientTrust`: where clients must show their certificate.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::AuthorityReference;
+
+/// Trust in the clients of some authorities, put before some routes.
+#[derive(CustomResource, Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
+#[kube(
+    group = "countersign.dev",
+    version = "v1alpha1",
+    kind = "ClientTrust",
+    plural = "clienttrusts",
+    shortname = "ctrust",
+    category = "countersign",
+    namespaced,
+    status = "ClientTrustStatus",
+    derive = "PartialEq",
+    doc = "A ClientTrust makes ingress routes ask for a client certificate, accept those of its authorities, and refuse revoked ones.",
+    validation = Rule::new("size(self.metadata.name) <= 200 && !self.metadata.name.contains('.')")
+        .message("metadata.name must be at most 200 characters and hold no dot: the data plane's objects are named after it"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientTrustSpec {
+    /// Clients of these authorities are accepted.
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a.name == b.name))")
+        .message("spec.authorities must not name an authority twice"))]
+    pub authorities: Vec<AuthorityReference>,
+    /// The routes that ask for the certificate, in the same namespace.
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a.kind == b.kind && a.name == b.name))")
+        .message("spec.targetRefs must not name an object twice"))]
+    pub target_refs: Vec<TargetReference>,
+    /// What happens to a client that shows no certificate.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// What happens to a client that shows no certificate.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// It is refused.
+    #[default]
+    Required,
+    /// It is let through; the backend sees that it showed none. A bad certificate is refused all the same.
+    Optional,
+}
+
+/// An object that routes traffic.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq, Hash)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.group == 'networking.k8s.io' && self.kind == 'Ingress') || (self.group == 'traefik.io' && self.kind == 'IngressRoute')")
+        .message("targetRefs must name an Ingress of group networking.k8s.io or an IngressRoute of group traefik.io")
+)]
+pub struct TargetReference {
+    /// API group of the object.
+    #[schemars(length(min = 1, max = 253))]
+    pub group: String,
+    /// Its kind.
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+    /// Its name, in the namespace of the `ClientTrust`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// What Countersign observed of a trust.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientTrustStatus {
+    /// The generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: every target is programmed and refuses revoked certificates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+    /// The state of each target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub targets: Vec<TargetStatus>,
+}
+
+/// The state of one target.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetStatus {
+    /// Which target.
+    pub target_ref: TargetReference,
+    /// `Accepted`, `Programmed` and `RevocationEnforced`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Why a `ClientTrust`, or one of its targets, is in its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Everything is in place.
+    Programmed,
+    /// Revoked certificates are refused by the gate, since the data plane has no CRL support.
+    ViaGate,
+    /// An authority does not exist or has no CRL yet.
+    AuthorityNotReady,
+    /// The target does not exist.
+    TargetNotFound,
+    /// No data plane that we know serves the target.
+    UnsupportedDataPlane,
+    /// Another route has the same host and other TLS options, or a field is somebody else's.
+    Conflict,
+    /// An object of the name that we need exists and is not ours.
+    NotOwned,
+    /// The target is not programmed, so nothing is enforced there.
+    NotProgrammed,
+}
+
+impl Reason {
+    /// The reason as conditions carry it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Programmed => "Programmed",
+            Self::ViaGate => "ViaGate",
+            Self::AuthorityNotReady => "AuthorityNotReady",
+            Self::TargetNotFound => "TargetNotFound",
+            Self::UnsupportedDataPlane => "UnsupportedDataPlane",
+            Self::Conflict => "Conflict",
+            Self::NotOwned => "NotOwned",
+            Self::NotProgrammed => "NotProgrammed",
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Traefik 3: `TLSOption` and `Middleware` (traefik.io/v1alpha1), attached to Ingress by annotation
+//! and to IngressRoute by its own fields.
+//!
+//! Traefik has no CRL support (traefik/traefik#3433), so revocation is enforced by the gate. It also
+//! serves without client authentication in several misconfigurations; each is closed here:
+//! - `clientAuthType` is always set, so that a missing CA Secret closes the host instead of opening it;
+//! - the TLSOption is never called `default`, which would make it global;
+//! - a header that a client forges is removed before Traefik sets it;
+//! - the gate refuses a request that carries no certificate, also when Traefik chose other TLS
+//!   options for the host (two routes of one host with different options).
+
+use serde_json::{Value, json};
+
+use super::{DataPlane, Edit, FieldConflict, HostRoute, Request, object_name};
+use crate::api::annotation;
+use crate::api::trust::Mode;
+
+/// The row of Traefik.
+pub const TRAEFIK: DataPlane = DataPlane {
+    name: "Traefik",
+    ingress_controller: "traefik.io/ingress-controller",
+    kinds: &[(GROUP, "IngressRoute")],
+    crl: false,
+    objects,
+    attach,
+    detach,
+};
+
+/// API group of Traefik's kinds.
+pub const GROUP: &str = "traefik.io";
+/// Their version.
+pub const VERSION: &str = "v1alpha1";
+/// The header in which Traefik forwards the client's certificate.
+pub const CERTIFICATE_HEADER: &str = "X-Forwarded-Tls-Client-Cert";
+const INFO_HEADER: &str = "X-Forwarded-Tls-Client-Cert-Info";
+
+const TLS: &str = "traefik.ingress.kubernetes.io/router.tls";
+const TLS_OPTIONS: &str = "traefik.ingress.kubernetes.io/router.tls.options";
+const MIDDLEWARES: &str = "traefik.ingress.kubernetes.io/router.middlewares";
+/// Says that `spec.tls` of an IngressRoute is ours as a whole.
+const ADDED_TLS: &str = "countersign.dev/added-tls";
+
+fn objects(request: &Request<'_>) -> Vec<Value> {
+    let name = request.object_name();
+    let client_auth = match request.mode {
+        Mode::Required => "RequireAndVerifyClientCert",
+        Mode::Optional => "VerifyClientCertIfGiven",
+    };
+    let middleware = |suffix: &str, spec: Value| {
+        json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "Middleware",
+            "metadata": {"name": format!("{name}{suffix}"), "namespace": request.namespace},
+            "spec": spec,
+        })
+    };
+    vec![
+        json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "TLSOption",
+            "metadata": {"name": name, "namespace": request.namespace},
+            "spec": {
+                "clientAuth": {"secretNames": [name], "clientAuthType": client_auth},
+                "minVersion": "VersionTLS12",
+            },
+        }),
+        middleware("-strip", json!({
+            "headers": {"customRequestHeaders": {CERTIFICATE_HEADER: "", INFO_HEADER: ""}},
+        })),
+        middleware("-certificate", json!({
+            "passTLSClientCert": {
+                "pem": true,
+                "info": {
+                    "subject": {"commonName": true, "organization": true, "organizationalUnit": true},
+                    "issuer": {"commonName": true},
+                    "sans": true,
+                    "serialNumber": true,
+                    "notAfter": true,
+                },
+            },
+        })),
+        middleware("-gate", json!({
+            "forwardAuth": {
+                "address": gate_address(request),
+                // Without it Traefik deletes every X-Forwarded header before it asks the gate.
+                "trustForwardHeader": true,
+                "authRequestHeaders": [CERTIFICATE_HEADER],
+            },
+        })),
+        middleware("", json!({
+            "chain": {"middlewares": [
+                {"name": format!("{name}-strip")},
+                {"name": format!("{name}-certificate")},
+                {"name": format!("{name}-gate")},
+            ]},
+        })),
+    ]
+}
+
+fn gate_address(request: &Request<'_>) -> String {
+    let mode = match request.mode {
+        Mode::Required => "Required",
+        Mode::Optional => "Optional",
+    };
+    // Names of authorities are DNS labels: nothing to escape.
+    let authorities: String =
+        request.authorities.iter().map(|name| format!("&authority={name}")).collect();
+    format!("{}/gate/traefik?mode={mode}{authorities}", request.gate_url)
+}
+
+fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
+    if target["kind"] == "Ingress" {
+        Ok(attach_ingress(request, target))
+    } else {
+        attach_ingress_route(request, target)
+    }
+}
+
+fn attach_ingress(request: &Request<'_>, target: &Value) -> Edit {
+    let reference = format!("{}-{}@kubernetescrd", request.namespace, request.object_name());
+    let wanted = json!({
+        TLS: "true",
+        TLS_OPTIONS: reference,
+        MIDDLEWARES: reference,
+        annotation::TRUST: request.trust,
+    });
+    let annotations = &target["metadata"]["annotations"];
+    let fields = wanted.as_object().expect("an object literal");
+    if fields.iter().all(|(key, value)| &annotations[key] == value) {
+        return Edit::Nothing;
+    }
+    Edit::Apply(applied(target, json!({"annotations": wanted})))
+}
+
+/// The least that server-side apply needs to find the object; the UID keeps it from making one.
+fn applied(target: &Value, extra: Value) -> Value {
+    let mut metadata = json!({
+        "name": target["metadata"]["name"],
+        "namespace": target["metadata"]["namespace"],
+        "uid": target["metadata"]["uid"],
+    });
+    if let (Some(metadata), Value::Object(extra)) = (metadata.as_object_mut(), extra) {
+        metadata.extend(extra);
+    }
+    json!({"apiVersion": target["apiVersion"], "kind": target["kind"], "metadata": metadata})
+}
+
+fn attach_ingress_route(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
+    let name = request.object_name();
+    let options = json!({"name": name, "namespace": request.namespace});
+    let mut edited = target.clone();
+
+    if !edited["spec"]["tls"].is_object() {
+        edited["spec"]["tls"] = json!({});
+        edited["metadata"]["annotations"][ADDED_TLS] = json!("true");
+    }
+    let present = &edited["spec"]["tls"]["options"];
+    let ours = present["name"] == options["name"];
+    if !present.is_null() && !ours {
+        let value = present["name"].as_str().unwrap_or_default().to_owned();
+        return Err(FieldConflict { field: "spec.tls.options.name".to_owned(), value });
+    }
+    edited["spec"]["tls"]["options"] = options;
+    for route in edited["spec"]["routes"].as_array_mut().into_iter().flatten() {
+        let mut middlewares = others(route, &name);
+        // First, so that nothing of the user's acts on a request that will be refused.
+        middlewares.insert(0, json!({"name": name}));
+        route["middlewares"] = Value::Array(middlewares);
+    }
+    edited["metadata"]["annotations"][annotation::TRUST] = json!(request.trust);
+    Ok(if edited == *target { Edit::Nothing } else { Edit::Replace(edited) })
+}
+
+/// The middlewares of a route that are not ours.
+fn others(route: &Value, ours: &str) -> Vec<Value> {
+    let middlewares = route["middlewares"].as_array().into_iter().flatten();
+    middlewares.filter(|middleware| middleware["name"] != ours).cloned().collect()
+}
+
+fn detach(trust: &str, _namespace: &str, target: &Value) -> Edit {
+    if target["metadata"]["annotations"][annotation::TRUST] != trust {
+        return Edit::Nothing;
+    }
+    if target["kind"] == "Ingress" {
+        // Applying none of our fields removes those that we applied before.
+        return Edit::Apply(applied(target, json!({})));
+    }
+    let name = object_name(trust);
+    let mut edited = target.clone();
+    let added = edited["metadata"]["annotations"][ADDED_TLS] == "true";
+    if let Some(annotations) = edited["metadata"]["annotations"].as_object_mut() {
+        annotations.remove(annotation::TRUST);
+        annotations.remove(ADDED_TLS);
+    }
+    if edited["spec"]["tls"]["options"]["name"] == name {
+        edited["spec"]["tls"].as_object_mut().map(|tls| tls.remove("options"));
+    }
+    if added && edited["spec"]["tls"] == json!({}) {
+        edited["spec"].as_object_mut().map(|spec| spec.remove("tls"));
+    }
+    for route in edited["spec"]["routes"].as_array_mut().into_iter().flatten() {
+        let middlewares = others(route, &name);
+        if middlewares.is_empty() {
+            route.as_object_mut().map(|route| route.remove("middlewares"));
+        } else {
+            route["middlewares"] = Value::Array(middlewares);
+        }
+    }
+    Edit::Replace(edited)
+}
+
+/// The hosts that a route serves over TLS, with its TLS options.
+pub fn host_routes(object: &Value) -> Vec<HostRoute> {
+    let metadata = &object["metadata"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let namespace = text(&metadata["namespace"]);
+    let route = format!("{} {namespace}/{}", text(&object["kind"]), text(&metadata["name"]));
+    let (hosts, options) = if object["kind"] == "Ingress" {
+        let rules = object["spec"]["rules"].as_array().into_iter().flatten();
+        let hosts = rules.filter_map(|rule| rule["host"].as_str()).map(str::to_owned).collect();
+        (hosts, text(&metadata["annotations"][TLS_OPTIONS]))
+    } else {
+        let options = &object["spec"]["tls"]["options"];
+        let name = text(&options["name"]);
+        let owner = options["namespace"].as_str().unwrap_or(&namespace);
+        let routes = object["spec"]["routes"].as_array().into_iter().flatten();
+        let hosts: Vec<String> =
+            routes.filter_map(|route| route["match"].as_str()).flat_map(hosts_of_rule).collect();
+        let reference =
+            if name.is_empty() { name } else { format!("{owner}-{name}@kubernetescrd") };
+        (hosts, reference)
+    };
+    hosts
+        .into_iter()
+        .map(|host| HostRoute { host, route: route.clone(), options: options.clone() })
+        .collect()
+}
+
+/// The arguments of each ``Host(`a`, `b`)`` in a rule.
+fn hosts_of_rule(rule: &str) -> Vec<String> {
+    let arguments = rule.split("Host(").skip(1).filter_map(|rest| rest.split(')').next());
+    arguments
+        .flat_map(|list| list.split(','))
+        .map(|host| host.trim().trim_matches(['`', '"']).to_lowercase())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Request<'static> {
+        Request {
+            namespace: "shop",
+            trust: "clients",
+            mode: Mode::Required,
+            authorities: vec!["staff", "devices"],
+            gate_url: "http://gate.example:8081",
+        }
+    }
+
+    fn ingress_route() -> Value {
+        json!({
+            "apiVersion": "traefik.io/v1alpha1",
+            "kind": "IngressRoute",
+            "metadata": {"name": "shop", "namespace": "shop", "resourceVersion": "7"},
+            "spec": {
+                "entryPoints": ["websecure"],
+                "routes": [
+                    {"match": "Host(`shop.example.com`, `www.example.com`) && PathPrefix(`/a`)", "kind": "Rule"},
+                    {"match": "Host(`api.example.com`)", "kind": "Rule", "middlewares": [{"name": "mine"}]},
+                ],
+            },
+        })
+    }
+
+    #[test]
+    fn client_authentication_is_never_left_to_a_default() {
+        for (mode, expected) in [
+            (Mode::Required, "RequireAndVerifyClientCert"),
+            (Mode::Optional, "VerifyClientCertIfGiven"),
+        ] {
+            let objects = objects(&Request { mode, trust: "default", ..request() });
+            let options = objects.iter().find(|object| object["kind"] == "TLSOption").unwrap();
+            assert_eq!(options["spec"]["clientAuth"]["clientAuthType"], expected);
+            assert_eq!(options["metadata"]["name"], "countersign-default");
+        }
+    }
+
+    #[test]
+    fn the_gate_comes_after_the_certificate_and_that_after_the_strip() {
+        let objects = objects(&request());
+        let chain = objects.iter().find(|object| !object["spec"]["chain"].is_null()).unwrap();
+        let names: Vec<_> = chain["spec"]["chain"]["middlewares"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|middleware| middleware["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["countersign-clients-strip", "countersign-clients-certificate", "countersign-clients-gate"]
+        );
+        let gate = objects.iter().find(|o| !o["spec"]["forwardAuth"].is_null()).unwrap();
+        assert_eq!(
+            gate["spec"]["forwardAuth"]["address"],
+            "http://gate.example:8081/gate/traefik?mode=Required&authority=staff&authority=devices"
+        );
+        assert_eq!(gate["spec"]["forwardAuth"]["trustForwardHeader"], true);
+    }
+
+    #[test]
+    fn an_ingress_gets_our_annotations_and_nothing_else() {
+        let mut ingress = json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": {"name": "shop", "namespace": "shop", "uid": "u", "annotations": {"mine": "1"}},
+            "spec": {"rules": [{"host": "shop.example.com"}]},
+        });
+        let Ok(Edit::Apply(applied)) = attach(&request(), &ingress) else { panic!("not applied") };
+        assert!(applied.get("spec").is_none());
+        assert_eq!(applied["metadata"]["uid"], "u");
+        let annotations = applied["metadata"]["annotations"].as_object().unwrap();
+        assert_eq!(annotations[TLS_OPTIONS], "shop-countersign-clients@kubernetescrd");
+        assert!(!annotations.contains_key("mine"));
+
+        for (key, value) in annotations {
+            ingress["metadata"]["annotations"][key] = value.clone();
+        }
+        assert_eq!(attach(&request(), &ingress), Ok(Edit::Nothing));
+        let Edit::Apply(removed) = detach("clients", "shop", &ingress) else { panic!("kept") };
+        assert!(removed["metadata"].get("annotations").is_none());
+        assert_eq!(detach("another", "shop", &ingress), Edit::Nothing);
+    }
+
+    #[test]
+    fn an_ingress_route_is_restored_to_what_it_was() {
+        let original = ingress_route();
+        let Ok(Edit::Replace(edited)) = attach(&request(), &original) else { panic!("kept") };
+        assert_eq!(edited["spec"]["tls"]["options"]["name"], "countersign-clients");
+        let routes = edited["spec"]["routes"].as_array().unwrap();
+        assert_eq!(routes[0]["middlewares"], json!([{"name": "countersign-clients"}]));
+        assert_eq!(
+            routes[1]["middlewares"],
+            json!([{"name": "countersign-clients"}, {"name": "mine"}])
+        );
+        assert_eq!(attach(&request(), &edited), Ok(Edit::Nothing));
+
+        let Edit::Replace(mut restored) = detach("clients", "shop", &edited) else { panic!("kept") };
+        assert_eq!(restored["metadata"]["annotations"], json!({}));
+        restored["metadata"].as_object_mut().unwrap().remove("annotations");
+        assert_eq!(restored, original);
+    }
+
+    #[test]
+    fn foreign_tls_options_are_a_conflict() {
+        let mut route = ingress_route();
+        route["spec"]["tls"] = json!({"options": {"name": "theirs"}});
+        let error = attach(&request(), &route).unwrap_err();
+        assert_eq!(error.field, "spec.tls.options.name");
+        assert_eq!(error.value, "theirs");
+    }
+
+    #[test]
+    fn hosts_are_found_in_rules() {
+        let routes = host_routes(&ingress_route());
+        let hosts: Vec<_> = routes.iter().map(|route| route.host.as_str()).collect();
+        assert_eq!(hosts, ["shop.example.com", "www.example.com", "api.example.com"]);
+        assert_eq!(routes[0].route, "IngressRoute shop/shop");
+    }
+}

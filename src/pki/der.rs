@@ -1,0 +1,103 @@
+//! The few DER forms (X.690) that a CRL needs. Everything else is encoded by rcgen.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+pub(super) const INTEGER: u8 = 0x02;
+pub(super) const BIT_STRING: u8 = 0x03;
+pub(super) const OCTET_STRING: u8 = 0x04;
+pub(super) const OID: u8 = 0x06;
+pub(super) const ENUMERATED: u8 = 0x0a;
+pub(super) const UTC_TIME: u8 = 0x17;
+pub(super) const GENERALIZED_TIME: u8 = 0x18;
+pub(super) const SEQUENCE: u8 = 0x30;
+
+/// Appends the header of a value: its tag and the length of what follows.
+pub(super) fn header(out: &mut Vec<u8>, tag: u8, length: usize) {
+    out.push(tag);
+    if length < 0x80 {
+        out.push(length as u8);
+        return;
+    }
+    let bytes = length.to_be_bytes();
+    let skip = bytes.iter().take_while(|b| **b == 0).count();
+    out.push(0x80 | (bytes.len() - skip) as u8);
+    out.extend_from_slice(&bytes[skip..]);
+}
+
+/// Appends a whole value.
+pub(super) fn value(out: &mut Vec<u8>, tag: u8, content: &[u8]) {
+    header(out, tag, content.len());
+    out.extend_from_slice(content);
+}
+
+/// A whole value on its own.
+pub(super) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(content.len() + 6);
+    value(&mut out, tag, content);
+    out
+}
+
+/// Appends a non-negative INTEGER, shortest form (X.690 section 8.3).
+pub(super) fn unsigned(out: &mut Vec<u8>, big_endian: &[u8]) {
+    let skip = big_endian.iter().take_while(|b| **b == 0).count();
+    let digits = &big_endian[skip..];
+    // A set top bit would read as a negative number.
+    let pad = digits.first().is_none_or(|b| b & 0x80 != 0);
+    header(out, INTEGER, digits.len() + usize::from(pad));
+    if pad {
+        out.push(0);
+    }
+    out.extend_from_slice(digits);
+}
+
+/// Appends a Time: UTCTime until 2049, GeneralizedTime from 2050 (RFC 5280 section 5.1.2.4).
+pub(super) fn time(out: &mut Vec<u8>, time: Timestamp) {
+    let civil = time.to_zoned(TimeZone::UTC);
+    if civil.year() < 2050 {
+        value(out, UTC_TIME, civil.strftime("%y%m%d%H%M%SZ").to_string().as_bytes());
+    } else {
+        value(out, GENERALIZED_TIME, civil.strftime("%Y%m%d%H%M%SZ").to_string().as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_take_the_shortest_form() {
+        for (length, expected) in [
+            (0x7f, vec![SEQUENCE, 0x7f]),
+            (0x80, vec![SEQUENCE, 0x81, 0x80]),
+            (0x1234, vec![SEQUENCE, 0x82, 0x12, 0x34]),
+        ] {
+            let mut out = Vec::new();
+            header(&mut out, SEQUENCE, length);
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn integers_are_minimal_and_never_negative() {
+        for (bytes, expected) in [
+            (&[0u8, 0][..], vec![2, 1, 0]),
+            (&[0, 5], vec![2, 1, 5]),
+            (&[0x80], vec![2, 2, 0, 0x80]),
+        ] {
+            let mut out = Vec::new();
+            unsigned(&mut out, bytes);
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn the_form_of_a_time_changes_with_2050() {
+        let mut out = Vec::new();
+        time(&mut out, "2049-12-31T23:59:59Z".parse().unwrap());
+        assert_eq!(&out[2..], b"491231235959Z");
+        out.clear();
+        time(&mut out, "2050-01-01T00:00:00Z".parse().unwrap());
+        assert_eq!(&out[2..], b"20500101000000Z");
+    }
+}

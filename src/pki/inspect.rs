@@ -1,0 +1,105 @@
+//! Reading certificates back: ours from Secrets, clients' from headers.
+
+use jiff::Timestamp;
+use rustls_pki_types::CertificateDer;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{PrivateKey, Serial, sha256_hex};
+
+/// What a client's certificate says, as far as Countersign needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafFacts {
+    /// Serial number.
+    pub serial: Serial,
+    /// SHA-256 of the certificate, lower-case hex.
+    pub fingerprint: String,
+    /// Start of validity.
+    pub not_before: Timestamp,
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// Issuer Name, DER.
+    pub issuer_der: Vec<u8>,
+    /// Authority key identifier, empty when there is none.
+    pub authority_key_id: Vec<u8>,
+    /// SubjectPublicKeyInfo, DER.
+    pub public_key_der: Vec<u8>,
+    /// How many subject alternative names it holds.
+    pub alternative_names: usize,
+}
+
+/// Why a certificate can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// Not PEM, or not one of certificates.
+    #[error("not a PEM certificate")]
+    Pem,
+    /// Not a certificate.
+    #[error("not an X.509 certificate")]
+    Der,
+    /// The serial number breaks RFC 5280 section 4.1.2.2.
+    #[error("serial number is not positive or longer than 20 octets")]
+    Serial(#[from] super::serial::InvalidSerial),
+    /// A time that no calendar knows.
+    #[error("validity is out of range")]
+    Validity,
+    /// The key is not one, or is another certificate's.
+    #[error("private key does not belong to the certificate")]
+    KeyMismatch,
+}
+
+/// Reads one certificate.
+pub fn inspect(der: &[u8]) -> Result<LeafFacts, InspectError> {
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| InspectError::Der)?;
+    if !rest.is_empty() {
+        return Err(InspectError::Der);
+    }
+    let instant = |seconds| Timestamp::from_second(seconds).map_err(|_| InspectError::Validity);
+    let mut authority_key_id = Vec::new();
+    let mut alternative_names = 0;
+    for extension in certificate.iter_extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                authority_key_id = id.key_identifier.as_ref().map_or(Vec::new(), |k| k.0.to_vec());
+            }
+            ParsedExtension::SubjectAlternativeName(names) => {
+                alternative_names = names.general_names.len();
+            }
+            _ => {}
+        }
+    }
+    Ok(LeafFacts {
+        serial: Serial::from_be_bytes(certificate.raw_serial())?,
+        fingerprint: sha256_hex(der),
+        not_before: instant(certificate.validity().not_before.timestamp())?,
+        not_after: instant(certificate.validity().not_after.timestamp())?,
+        issuer_der: certificate.issuer().as_raw().to_vec(),
+        authority_key_id,
+        public_key_der: certificate.public_key().raw.to_vec(),
+        alternative_names,
+    })
+}
+
+/// The certificates of a PEM file, in their order; anything else in it is an error.
+pub fn certificates(pem_text: &[u8]) -> Result<Vec<CertificateDer<'static>>, InspectError> {
+    let blocks = pem::parse_many(pem_text).map_err(|_| InspectError::Pem)?;
+    if blocks.is_empty() || blocks.iter().any(|block| block.tag() != "CERTIFICATE") {
+        return Err(InspectError::Pem);
+    }
+    Ok(blocks.into_iter().map(|block| block.into_contents().into()).collect())
+}
+
+/// Reads the leaf of a chain and checks that the key is its own.
+pub fn inspect_pair(chain_pem: &[u8], key_pem: &[u8]) -> Result<LeafFacts, InspectError> {
+    let leaf = certificates(chain_pem)?.swap_remove(0);
+    let facts = inspect(&leaf)?;
+    let key = std::str::from_utf8(key_pem)
+        .ok()
+        .and_then(|text| PrivateKey::from_pem(text).ok())
+        .ok_or(InspectError::KeyMismatch)?;
+    if key.public_key_der() == facts.public_key_der {
+        Ok(facts)
+    } else {
+        Err(InspectError::KeyMismatch)
+    }
+}

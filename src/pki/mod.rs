@@ -1,0 +1,46 @@
+//! Certificates and CRLs: pure functions over bytes. No Kubernetes, no async, no clock: times come in
+//! as arguments, and randomness only where a function's name says so.
+
+pub mod authority;
+pub mod crl;
+mod der;
+pub mod inspect;
+pub mod issue;
+pub mod key;
+pub mod profile;
+pub mod serial;
+pub mod verify;
+
+pub use authority::CertificateAuthority;
+pub use key::PrivateKey;
+pub use serial::Serial;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use jiff::Timestamp;
+use time::OffsetDateTime;
+
+/// SHA-256 as lower-case hex: the fingerprint of a certificate, the digest of a CRL.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(digest(&SHA256, bytes).as_ref())
+}
+
+/// Bytes as lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String can't fail");
+        text
+    })
+}
+
+/// The one place where our times become rcgen's. Whole seconds: X.509 knows no finer ones.
+fn offset_date_time(time: Timestamp) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(time.as_second())
+        .expect("jiff's range of years lies within that of the time crate")
+}
+
+/// A block of PEM with LF line ends.
+fn pem_block(tag: &str, der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new(tag, der), config)
+}

@@ -1,0 +1,70 @@
+//! Checking a certificate before anyone sees it, by code that had no part in making it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use super::inspect::{InspectError, LeafFacts, inspect};
+use super::issue::IssueRequest;
+
+/// Why a certificate must not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// It can't be read back.
+    #[error("failed to read certificate back")]
+    Inspect(#[from] InspectError),
+    /// It says something else than was asked for.
+    #[error("certificate has another {0} than was asked for")]
+    Differs(&'static str),
+    /// The published trust does not verify it.
+    #[error("the trust bundle does not verify the certificate: {0}")]
+    Untrusted(webpki::Error),
+}
+
+/// Is this certificate what was asked for, and does the trust bundle verify it for client
+/// authentication at this moment?
+pub fn verify_issued(
+    der: &CertificateDer<'_>,
+    request: &IssueRequest<'_>,
+    trust: &[CertificateDer<'_>],
+    now: Timestamp,
+) -> Result<LeafFacts, VerifyError> {
+    let facts = inspect(der)?;
+    let checks = [
+        ("serial number", facts.serial == request.serial),
+        ("public key", facts.public_key_der == request.public_key_der),
+        ("notBefore", facts.not_before.as_second() == request.not_before.as_second()),
+        ("notAfter", facts.not_after.as_second() == request.not_after.as_second()),
+        ("number of names", facts.alternative_names == request.profile.alternative_names.len()),
+    ];
+    if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
+        return Err(VerifyError::Differs(what));
+    }
+    verify_client(der, trust, now).map_err(VerifyError::Untrusted)?;
+    Ok(facts)
+}
+
+/// Does the trust bundle verify this certificate for client authentication at this moment?
+pub fn verify_client(
+    der: &CertificateDer<'_>,
+    trust: &[CertificateDer<'_>],
+    now: Timestamp,
+) -> Result<(), webpki::Error> {
+    let anchors =
+        trust.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, webpki::Error>>()?;
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(now.as_second().max(0) as u64));
+    EndEntityCert::try_from(der)?
+        .verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &anchors,
+            &[],
+            time,
+            KeyUsage::client_auth(),
+            None,
+            None,
+        )
+        .map(|_| ())
+}
+

@@ -1,0 +1,205 @@
+//! When the next CRL is due, and whether it may be published.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::ledger::Ledger;
+use crate::pki::crl::{CrlFacts, CrlNumber, Entry};
+
+/// thisUpdate lies this far in the past, so that a verifier whose clock is slow takes the CRL.
+pub const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Revocations that follow a publication within this time share the next one.
+pub const COALESCE: SignedDuration = SignedDuration::from_secs(2);
+
+/// Everything that the decision depends on.
+pub struct World<'a> {
+    /// The ledger of the CA.
+    pub ledger: &'a Ledger,
+    /// The published CRL.
+    pub published: Option<&'a CrlFacts>,
+    /// When this process last published, if it did.
+    pub published_at: Option<Timestamp>,
+    /// nextUpdate lies this long after thisUpdate.
+    pub validity: SignedDuration,
+    /// A CRL is signed anew after this long.
+    pub refresh: SignedDuration,
+    /// End of the CA's validity: no CRL outlives it.
+    pub ca_not_after: Timestamp,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What to do about the CRL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Sign and publish this one.
+    Publish {
+        /// Its number.
+        number: CrlNumber,
+        /// Its thisUpdate.
+        this_update: Timestamp,
+        /// Its nextUpdate.
+        next_update: Timestamp,
+        /// Its entries.
+        entries: Vec<Entry>,
+    },
+    /// The published one is good; look again then.
+    WaitUntil(Timestamp),
+    /// The next one would lack a serial that must stay: keep the published one in service.
+    Refuse(String),
+}
+
+/// Decides whether a CRL must be published now.
+pub fn decide(world: &World<'_>) -> Decision {
+    let entries = world.ledger.crl_entries(world.published);
+    if let Some(published) = world.published {
+        if let Some(refusal) = shrink_guard(world.ledger, published, &entries) {
+            return Decision::Refuse(refusal);
+        }
+        // A purge of expired serials alone is no reason to publish: it waits for the refresh.
+        let added = entries.iter().any(|e| published.serials.binary_search(&e.serial).is_err());
+        let due = if added {
+            world.published_at.map_or(world.now, |at| at.saturating_add(COALESCE).unwrap_or(at))
+        } else {
+            refresh_time(published, world.refresh)
+        };
+        if world.now < due {
+            return Decision::WaitUntil(due);
+        }
+    }
+    let floor = world.published.map_or(Timestamp::MIN, |published| published.this_update);
+    let this_update = world.now.saturating_sub(BACKDATE).unwrap_or(world.now).max(floor);
+    let next_update =
+        world.now.saturating_add(world.validity).unwrap_or(Timestamp::MAX).min(world.ca_not_after);
+    Decision::Publish {
+        number: CrlNumber::next(world.published.map(|published| published.number), world.now),
+        this_update: crate::api::condition::truncate(this_update),
+        next_update: crate::api::condition::truncate(next_update),
+        entries,
+    }
+}
+
+/// When the published CRL is to be signed anew.
+pub fn refresh_time(published: &CrlFacts, refresh: SignedDuration) -> Timestamp {
+    let made = published.this_update.saturating_add(BACKDATE).unwrap_or(published.this_update);
+    made.saturating_add(refresh).unwrap_or(made)
+}
+
+/// An unexpired serial of the published CRL that the next one lacks means that the ledger lost a
+/// record. A CRL without it would let a revoked client in.
+fn shrink_guard(ledger: &Ledger, published: &CrlFacts, entries: &[Entry]) -> Option<String> {
+    let missing: Vec<_> = published
+        .serials
+        .iter()
+        .filter(|serial| entries.binary_search_by_key(*serial, |entry| entry.serial).is_err())
+        .filter(|serial| !ledger.may_leave(serial, Some(published)))
+        .collect();
+    let first = missing.first()?;
+    Some(format!(
+        "the ledger lost {} revoked serial(s) of the published CRL, {first} among them; the published CRL stays in service. \
+         Restore the ConfigMaps labelled countersign.dev/component=ledger from a backup",
+        missing.len()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::ledger::Record;
+    use crate::plan::ledger::tests::{issued, revoked};
+
+    const HOUR: SignedDuration = SignedDuration::from_hours(1);
+
+    fn second(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn ledger(revocations: &[&str]) -> Ledger {
+        let mut ledger = Ledger::default();
+        for serial in revocations {
+            ledger.apply(Record::Issued(issued(serial, "uid", 1, 1_000_000)));
+            ledger.apply(Record::Revoked(revoked(serial, 100)));
+        }
+        ledger
+    }
+
+    fn published(made: i64, serials: &[&str]) -> CrlFacts {
+        CrlFacts {
+            number: CrlNumber(7),
+            this_update: second(made) - BACKDATE,
+            next_update: second(made) + HOUR * 10,
+            issuer_der: vec![],
+            authority_key_id: vec![],
+            serials: serials.iter().map(|serial| serial.parse().unwrap()).collect(),
+        }
+    }
+
+    fn world<'a>(ledger: &'a Ledger, published: Option<&'a CrlFacts>, now: i64) -> World<'a> {
+        World {
+            ledger,
+            published,
+            published_at: None,
+            validity: HOUR * 10,
+            refresh: HOUR,
+            ca_not_after: second(500_000),
+            now: second(now),
+        }
+    }
+
+    #[test]
+    fn an_empty_crl_exists_before_the_first_certificate() {
+        let Decision::Publish { entries, next_update, this_update, .. } =
+            decide(&world(&ledger(&[]), None, 1000))
+        else {
+            panic!("not published")
+        };
+        assert!(entries.is_empty());
+        assert_eq!((this_update, next_update), (second(940), second(37_000)));
+    }
+
+    #[test]
+    fn a_fresh_crl_stays_until_its_refresh() {
+        let (ledger, crl) = (ledger(&["0a"]), published(1000, &["0a"]));
+        assert_eq!(decide(&world(&ledger, Some(&crl), 1001)), Decision::WaitUntil(second(4600)));
+        assert!(matches!(decide(&world(&ledger, Some(&crl), 4600)), Decision::Publish { .. }));
+    }
+
+    #[test]
+    fn the_first_revocation_publishes_at_once_and_the_next_ones_share() {
+        let (ledger, crl) = (ledger(&["0a", "0b"]), published(1000, &["0a"]));
+        let mut world = world(&ledger, Some(&crl), 1001);
+        assert!(matches!(decide(&world), Decision::Publish { .. }));
+        world.published_at = Some(second(1000));
+        assert_eq!(decide(&world), Decision::WaitUntil(second(1002)));
+    }
+
+    #[test]
+    fn a_lost_revocation_stops_the_publication() {
+        let (ledger, crl) = (ledger(&["0a"]), published(1000, &["0a", "0b"]));
+        let Decision::Refuse(message) = decide(&world(&ledger, Some(&crl), 9000)) else {
+            panic!("published a CRL that lacks 0b")
+        };
+        assert!(message.contains("0b among them"), "{message}");
+    }
+
+    #[test]
+    fn the_number_rises_and_this_update_never_falls_when_the_clock_goes_back() {
+        let (ledger, crl) = (ledger(&["0a", "0b"]), published(5000, &["0a"]));
+        let Decision::Publish { number, this_update, .. } =
+            decide(&world(&ledger, Some(&crl), 1400))
+        else {
+            panic!("not published")
+        };
+        assert!(number > crl.number);
+        assert_eq!(this_update, crl.this_update);
+    }
+
+    #[test]
+    fn no_crl_outlives_its_ca() {
+        let ledger = ledger(&[]);
+        let Decision::Publish { next_update, .. } = decide(&world(&ledger, None, 499_000)) else {
+            panic!("not published")
+        };
+        assert_eq!(next_update, second(500_000));
+    }
+}

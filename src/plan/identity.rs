@@ -1,0 +1,979 @@
+//! Does an identity need a certificate, and what does its Secret look like?
+//!
+//! `decide` runs an ordered list of checks over the gathered world; the first that has something to
+//! say decides. `render_*` turn an issued certificate into the objects to write and cannot fail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use kube::{Resource, ResourceExt};
+use rustls_pki_types::CertificateDer;
+use serde::Serialize;
+
+use super::ledger::CaKey;
+use crate::api::condition::{self, READY, Wanted};
+use crate::api::duration::Duration;
+use crate::api::identity::Reason;
+use crate::api::{ClientIdentity, ClientIdentitySpec, ClientIdentityStatus, annotation, label};
+use crate::pki::authority::CaFacts;
+use crate::pki::inspect::{certificates, inspect_pair};
+use crate::pki::profile::{AlternativeName, Ascii, Profile};
+use crate::pki::verify::verify_client;
+use crate::pki::{PrivateKey, Serial, sha256_hex};
+
+/// A certificate is valid from this long before it is made: clocks differ.
+pub const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
+
+/// No certificate is signed for less time than this, the minimum of `spec.duration`.
+pub const SHORTEST: SignedDuration = SignedDuration::from_mins(5);
+
+/// Keys of an identity's Secret.
+pub mod secret_key {
+    /// The certificate, leaf first.
+    pub const CERTIFICATE: &str = "tls.crt";
+    /// The private key, PKCS#8.
+    pub const KEY: &str = "tls.key";
+    /// The trust bundle that verifies peers of the same authority.
+    pub const CA: &str = "ca.crt";
+}
+
+/// Everything that the decision depends on.
+pub struct World<'a> {
+    /// The identity.
+    pub identity: &'a ClientIdentity,
+    /// Its authority.
+    pub authority: AuthorityView<'a>,
+    /// The Secret that it names.
+    pub secret: SecretView,
+    /// Name of an older identity that names the same Secret.
+    pub rival: Option<String>,
+    /// Name of a `CertificateRevocation` that names this identity.
+    pub hold: Option<String>,
+    /// Is the certificate in the Secret revoked?
+    pub revoked: bool,
+    /// The highest revision in the ledger.
+    pub last_revision: u32,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// An identity's authority, as issuing needs it.
+#[derive(Clone, Copy)]
+pub enum AuthorityView<'a> {
+    /// There is none of that name.
+    NotFound,
+    /// It can't sign now.
+    NotReady,
+    /// It can.
+    Ready(Signer<'a>),
+}
+
+/// What of a CA a certificate depends on.
+#[derive(Clone, Copy)]
+pub struct Signer<'a> {
+    /// Which CA.
+    pub key: &'a CaKey,
+    /// What its certificate says.
+    pub facts: &'a CaFacts,
+    /// The trust bundle, PEM.
+    pub bundle: &'a str,
+    /// URL of its CRL.
+    pub crl_url: Option<&'a str>,
+}
+
+/// The Secret that an identity names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretView {
+    /// There is none.
+    Absent,
+    /// It belongs to somebody else; why we think so.
+    Foreign(String),
+    /// It belonged to a deleted identity of the same name and is about to be collected.
+    Leaving,
+    /// It is ours, and what it holds is not a usable certificate; why.
+    Broken(&'static str),
+    /// It is ours and holds a certificate with its key.
+    Good(Current),
+}
+
+/// The certificate in a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// Its serial number.
+    pub serial: Serial,
+    /// SHA-256, lower-case hex.
+    pub fingerprint: String,
+    /// Start of validity.
+    pub not_before: Timestamp,
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// Number of the issuance.
+    pub revision: u32,
+    /// Hash of what it was made from.
+    pub spec_hash: String,
+    /// SHA-256 of the Secret's trust bundle when its data was read; absent when only its metadata was.
+    pub bundle_hash: Option<String>,
+}
+
+/// Why a certificate is issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// There was no Secret.
+    Missing,
+    /// The Secret was damaged or edited by hand.
+    Repair,
+    /// The spec or the CA changed.
+    Changed,
+    /// The renewal time came.
+    Renewal,
+    /// The current one is revoked.
+    Revoked,
+}
+
+impl Trigger {
+    /// The trigger as logs and metrics carry it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "Missing",
+            Self::Repair => "Repair",
+            Self::Changed => "Changed",
+            Self::Renewal => "Renewal",
+            Self::Revoked => "Revoked",
+        }
+    }
+}
+
+/// What to do about an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The certificate is good until it is renewed.
+    Keep {
+        /// The certificate.
+        current: Current,
+        /// When it is renewed.
+        renewal: Timestamp,
+    },
+    /// The certificate is good, but the trust bundle beside it is not the published one.
+    Refresh(Current),
+    /// A new certificate is needed.
+    Issue(Issuance),
+    /// Nothing may be issued; the condition says why.
+    Refuse {
+        /// The reason.
+        reason: Reason,
+        /// The message of the condition: names object and field, says what to do.
+        message: String,
+        /// What the Secret holds all the same.
+        current: Option<Current>,
+    },
+    /// Look again soon: the garbage collector is at work.
+    Wait,
+}
+
+/// A certificate to be issued, before its serial and key are drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuance {
+    /// Why.
+    pub trigger: Trigger,
+    /// The client's names.
+    pub profile: Profile,
+    /// Start of validity.
+    pub not_before: Timestamp,
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// Number of the issuance.
+    pub revision: u32,
+    /// Hash of what it is made from.
+    pub spec_hash: String,
+}
+
+/// Decides what an identity needs.
+pub fn decide(world: &World<'_>) -> Decision {
+    let spec = &world.identity.spec;
+    let current = match &world.secret {
+        SecretView::Good(current) => Some(current.clone()),
+        _ => None,
+    };
+    let refuse = |reason, message| Decision::Refuse { reason, message, current: current.clone() };
+
+    // The order counts: what the user must mend first is said first.
+    let profile = match parse(spec) {
+        Ok(profile) => profile,
+        Err(error) => return refuse(Reason::InvalidSpec, error.to_string()),
+    };
+    if let Some(rival) = &world.rival {
+        let message = format!(
+            "spec.secretName: ClientIdentity {rival:?} is older and writes to Secret {:?}; choose another name",
+            spec.secret_name
+        );
+        return refuse(Reason::SecretNameConflict, message);
+    }
+    if let Some(hold) = &world.hold {
+        let message = format!(
+            "revoked by CertificateRevocation {hold:?}; delete it to have a new certificate issued"
+        );
+        return refuse(Reason::Revoked, message);
+    }
+    match &world.secret {
+        SecretView::Foreign(why) => {
+            let message = format!(
+                "spec.secretName: Secret {:?} exists and is not ours ({why}); delete it or choose another name",
+                spec.secret_name
+            );
+            return refuse(Reason::SecretNotOwned, message);
+        }
+        SecretView::Leaving => return Decision::Wait,
+        _ => {}
+    }
+    let name = &spec.authority_ref.name;
+    let signer = match world.authority {
+        AuthorityView::Ready(signer) => signer,
+        AuthorityView::NotFound => {
+            let message = format!("spec.authorityRef.name: ClientAuthority {name:?} does not exist");
+            return refuse(Reason::AuthorityNotFound, message);
+        }
+        AuthorityView::NotReady => {
+            return match &world.secret {
+                // Its authority's trouble does not unmake a good certificate.
+                SecretView::Good(good) if good.not_after > world.now && !world.revoked => {
+                    Decision::Keep { current: good.clone(), renewal: renewal(world.identity, good) }
+                }
+                _ => refuse(
+                    Reason::AuthorityNotReady,
+                    format!("spec.authorityRef.name: ClientAuthority {name:?} is not ready; see its conditions"),
+                ),
+            };
+        }
+    };
+    let spec_hash = spec_hash(spec, &profile, &signer);
+    let Some(trigger) = trigger(world, &spec_hash) else {
+        let current = current.expect("without a usable certificate there is a trigger");
+        let published = sha256_hex(signer.bundle.as_bytes());
+        return match &current.bundle_hash {
+            Some(hash) if *hash != published => Decision::Refresh(current),
+            _ => Decision::Keep { renewal: renewal(world.identity, &current), current },
+        };
+    };
+    let not_before = world.now - BACKDATE;
+    let wanted = SignedDuration::from_secs(spec.duration.as_secs());
+    let not_after =
+        world.now.saturating_add(wanted).unwrap_or(Timestamp::MAX).min(signer.facts.not_after);
+    if not_after.duration_since(world.now) < SHORTEST {
+        let message = format!(
+            "spec.authorityRef.name: the CA of ClientAuthority {name:?} expires at {}, too soon to sign",
+            signer.facts.not_after
+        );
+        return refuse(Reason::AuthorityExpired, message);
+    }
+    Decision::Issue(Issuance {
+        trigger,
+        profile,
+        not_before: condition::truncate(not_before.max(signer.facts.not_before)),
+        not_after: condition::truncate(not_after),
+        revision: world.last_revision.max(current.map_or(0, |current| current.revision)) + 1,
+        spec_hash,
+    })
+}
+
+fn trigger(world: &World<'_>, spec_hash: &str) -> Option<Trigger> {
+    let current = match &world.secret {
+        SecretView::Good(current) => current,
+        SecretView::Broken(_) => return Some(Trigger::Repair),
+        _ => return Some(Trigger::Missing),
+    };
+    if world.revoked {
+        Some(Trigger::Revoked)
+    } else if current.spec_hash != spec_hash {
+        Some(Trigger::Changed)
+    } else if renewal(world.identity, current) <= world.now {
+        Some(Trigger::Renewal)
+    } else {
+        None
+    }
+}
+
+/// When a certificate is replaced: `renewBefore` before it expires, and up to a tenth of the time
+/// until then earlier, by the identity's UID, so that many made in one minute do not renew in one.
+pub fn renewal(identity: &ClientIdentity, current: &Current) -> Timestamp {
+    let made = current.not_before.as_second();
+    let lifetime = current.not_after.as_second() - made;
+    let before = identity.spec.renew_before.map(Duration::as_secs);
+    // A certificate that was cut to its CA's lifetime may be shorter than renewBefore.
+    let before = before.filter(|before| *before < lifetime).unwrap_or(lifetime / 3);
+    let spread = (lifetime - before) / 10;
+    let uid = identity.metadata.uid.as_deref().unwrap_or_default();
+    let earlier = if spread > 0 { fnv1a(uid.as_bytes()) as i64 & i64::MAX } else { 0 };
+    let earlier = if spread > 0 { earlier % (spread + 1) } else { 0 };
+    Timestamp::from_second(made + lifetime - before - earlier).unwrap_or(current.not_after)
+}
+
+/// FNV-1a, 64 bits: a stable hash that spreads UIDs; nothing depends on its strength.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// A field of the spec that can't stand in a certificate.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{field}: {why}")]
+pub struct InvalidField {
+    field: &'static str,
+    why: String,
+}
+
+/// Parses the names of a spec. The CRD checks them first; objects that were stored before its rules
+/// were come here all the same.
+pub fn parse(spec: &ClientIdentitySpec) -> Result<Profile, InvalidField> {
+    let invalid = |field, why: String| InvalidField { field, why };
+    let ascii = |field, text: &String| {
+        Ascii::try_from(text.as_str()).map_err(|error| invalid(field, error.to_string()))
+    };
+    let mut names = Vec::new();
+    for dns in &spec.dns_names {
+        names.push(AlternativeName::Dns(ascii("spec.dnsNames", dns)?));
+    }
+    for email in &spec.email_addresses {
+        if !email.contains('@') {
+            let why = format!("{email:?} is not an e-mail address");
+            return Err(invalid("spec.emailAddresses", why));
+        }
+        names.push(AlternativeName::Email(ascii("spec.emailAddresses", email)?));
+    }
+    for uri in &spec.uris {
+        let scheme = uri.split_once(':').map(|(scheme, _)| scheme).unwrap_or_default();
+        let starts = scheme.starts_with(|c: char| c.is_ascii_alphabetic());
+        if !starts || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c)) {
+            let why = format!("{uri:?} is not an absolute URI such as spiffe://example.com/laptop-7");
+            return Err(invalid("spec.uris", why));
+        }
+        names.push(AlternativeName::Uri(ascii("spec.uris", uri)?));
+    }
+    for address in &spec.ip_addresses {
+        let ip = address.parse().map_err(|_| {
+            invalid("spec.ipAddresses", format!("{address:?} is not an IP address"))
+        })?;
+        names.push(AlternativeName::Ip(ip));
+    }
+    if names.is_empty() && spec.common_name.is_none() {
+        let why = "the client has no name: set commonName, dnsNames, emailAddresses, uris or ipAddresses";
+        return Err(invalid("spec", why.to_owned()));
+    }
+    if let Some(before) = spec.renew_before {
+        if before >= spec.duration {
+            let why = format!("{before} is not shorter than spec.duration ({})", spec.duration);
+            return Err(invalid("spec.renewBefore", why));
+        }
+    }
+    if spec.duration.as_secs() < SHORTEST.as_secs() {
+        return Err(invalid("spec.duration", format!("{} is below 5m", spec.duration)));
+    }
+    let subject = spec.subject.clone().unwrap_or_default();
+    Ok(Profile {
+        common_name: spec.common_name.clone(),
+        organization: subject.organizations.into_iter().next(),
+        organizational_unit: subject.organizational_units.into_iter().next(),
+        alternative_names: names,
+    })
+}
+
+/// Hash of what a certificate is made from: when it changes, a new one is issued. It must come out
+/// the same after a restart and an upgrade, so it is taken over JSON of named fields.
+fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) -> String {
+    #[derive(Serialize)]
+    struct Input<'a> {
+        ca: &'a str,
+        crl: Option<&'a str>,
+        cn: Option<&'a str>,
+        o: Option<&'a str>,
+        ou: Option<&'a str>,
+        dns: &'a [String],
+        email: &'a [String],
+        uri: &'a [String],
+        ip: &'a [String],
+        duration: i64,
+    }
+    let input = Input {
+        ca: &signer.facts.fingerprint,
+        crl: signer.crl_url,
+        cn: profile.common_name.as_deref(),
+        o: profile.organization.as_deref(),
+        ou: profile.organizational_unit.as_deref(),
+        dns: &spec.dns_names,
+        email: &spec.email_addresses,
+        uri: &spec.uris,
+        ip: &spec.ip_addresses,
+        duration: spec.duration.as_secs(),
+    };
+    let json = serde_json::to_vec(&input).expect("strings and numbers have a JSON form");
+    sha256_hex(&json)[..32].to_owned()
+}
+
+/// Who a Secret belongs to, seen from an identity that names it.
+pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<SecretView> {
+    let controller =
+        secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    match controller {
+        Some(owner) if Some(&owner.uid) == identity.metadata.uid.as_ref() => None,
+        Some(owner)
+            if owner.kind == ClientIdentity::kind(&())
+                && owner.name == identity.name_any()
+                && is_ours(secret) =>
+        {
+            Some(SecretView::Leaving)
+        }
+        Some(owner) => {
+            Some(SecretView::Foreign(format!("controlled by {} {:?}", owner.kind, owner.name)))
+        }
+        // A restored backup comes without owner references: what carries our mark for this very
+        // identity is adopted. Anything else may be somebody's data.
+        None if is_ours(secret) && marked_for(identity, secret) => None,
+        None => Some(SecretView::Foreign("it carries no owner reference to this ClientIdentity".into())),
+    }
+}
+
+fn is_ours(secret: &ObjectMeta) -> bool {
+    let labels = secret.labels.as_ref();
+    labels.and_then(|labels| labels.get(label::MANAGED_BY)).map(String::as_str)
+        == Some(label::MANAGED_BY_VALUE)
+}
+
+fn marked_for(identity: &ClientIdentity, secret: &ObjectMeta) -> bool {
+    let annotations = secret.annotations.as_ref();
+    annotations.and_then(|annotations| annotations.get(annotation::IDENTITY))
+        == identity.metadata.name.as_ref()
+}
+
+/// Reads a whole Secret: does it hold a certificate of this CA with its own key?
+pub fn view_secret(
+    identity: &ClientIdentity,
+    secret: Option<&Secret>,
+    trust: Option<&[CertificateDer<'_>]>,
+    now: Timestamp,
+) -> SecretView {
+    let Some(secret) = secret else { return SecretView::Absent };
+    if let Some(view) = ownership(identity, &secret.metadata) {
+        return view;
+    }
+    let empty = BTreeMap::new();
+    let data = secret.data.as_ref().unwrap_or(&empty);
+    let field = |key: &str| data.get(key).map(|bytes| bytes.0.as_slice()).unwrap_or_default();
+    let chain = field(secret_key::CERTIFICATE);
+    let Ok(facts) = inspect_pair(chain, field(secret_key::KEY)) else {
+        return SecretView::Broken("tls.crt and tls.key are not a certificate and its key");
+    };
+    let Some(noted) = view_metadata(&secret.metadata) else {
+        return SecretView::Broken("annotations are missing");
+    };
+    if (noted.serial, &noted.fingerprint) != (facts.serial, &facts.fingerprint) {
+        return SecretView::Broken("tls.crt is not the certificate that was issued");
+    }
+    // An expired certificate is not broken: it is renewed. One of another CA is told by the hash.
+    let verified_at = now.min(facts.not_after).max(facts.not_before);
+    if let (Some(trust), Ok(chain)) = (trust, certificates(chain)) {
+        let spec_is_same_ca = verify_client(&chain[0], trust, verified_at);
+        if spec_is_same_ca.is_err() {
+            return SecretView::Broken("the published trust does not verify tls.crt");
+        }
+    }
+    SecretView::Good(Current {
+        not_before: facts.not_before,
+        not_after: facts.not_after,
+        bundle_hash: Some(sha256_hex(field(secret_key::CA))),
+        ..noted
+    })
+}
+
+/// Reads the facts that stand in a Secret's annotations.
+pub fn view_metadata(metadata: &ObjectMeta) -> Option<Current> {
+    let annotations = metadata.annotations.as_ref()?;
+    let text = |key: &str| annotations.get(key).map(String::as_str);
+    Some(Current {
+        serial: text(annotation::SERIAL)?.parse().ok()?,
+        fingerprint: text(annotation::FINGERPRINT)?.to_owned(),
+        not_before: text(annotation::NOT_BEFORE)?.parse().ok()?,
+        not_after: text(annotation::NOT_AFTER)?.parse().ok()?,
+        revision: text(annotation::REVISION)?.parse().ok()?,
+        spec_hash: text(annotation::SPEC_HASH)?.to_owned(),
+        bundle_hash: None,
+    })
+}
+
+/// A certificate as it goes into a Secret.
+pub struct Rendered<'a> {
+    /// The certificate's facts.
+    pub current: &'a Current,
+    /// The certificate, PEM.
+    pub certificate: String,
+    /// Its key.
+    pub key: &'a PrivateKey,
+    /// The trust bundle, PEM.
+    pub bundle: &'a str,
+}
+
+/// The Secret of a newly issued certificate: over the present one, when there is one, so that keys,
+/// labels and annotations that others added stay. Key pair and chain change in this one write.
+pub fn render_secret(
+    identity: &ClientIdentity,
+    present: Option<Secret>,
+    rendered: &Rendered<'_>,
+) -> Secret {
+    let mut secret = present.unwrap_or_default();
+    let name = &identity.spec.secret_name;
+    secret.metadata.name = Some(name.clone());
+    secret.metadata.namespace = identity.namespace();
+    secret.metadata.managed_fields = None;
+    secret.metadata.owner_references = Some(vec![owner(identity)]);
+    let labels = secret.metadata.labels.get_or_insert_default();
+    labels.insert(label::MANAGED_BY.to_owned(), label::MANAGED_BY_VALUE.to_owned());
+    let current = rendered.current;
+    let annotations = secret.metadata.annotations.get_or_insert_default();
+    for (key, value) in [
+        (annotation::IDENTITY, identity.name_any()),
+        (annotation::SERIAL, current.serial.to_string()),
+        (annotation::FINGERPRINT, current.fingerprint.clone()),
+        (annotation::NOT_BEFORE, current.not_before.to_string()),
+        (annotation::NOT_AFTER, current.not_after.to_string()),
+        (annotation::REVISION, current.revision.to_string()),
+        (annotation::SPEC_HASH, current.spec_hash.clone()),
+    ] {
+        annotations.insert(key.to_owned(), value);
+    }
+    if secret.type_.is_none() {
+        secret.type_ = Some("kubernetes.io/tls".to_owned());
+    }
+    let data = secret.data.get_or_insert_default();
+    let certificate = rendered.certificate.clone().into_bytes();
+    data.insert(secret_key::CERTIFICATE.to_owned(), ByteString(certificate));
+    data.insert(
+        secret_key::KEY.to_owned(),
+        ByteString(rendered.key.to_pem().as_bytes().to_vec()),
+    );
+    data.insert(secret_key::CA.to_owned(), ByteString(rendered.bundle.as_bytes().to_vec()));
+    secret
+}
+
+/// The present Secret with the published trust bundle.
+pub fn render_bundle(mut present: Secret, bundle: &str) -> Secret {
+    let data = present.data.get_or_insert_default();
+    data.insert(secret_key::CA.to_owned(), ByteString(bundle.as_bytes().to_vec()));
+    present.metadata.managed_fields = None;
+    present
+}
+
+fn owner(identity: &ClientIdentity) -> OwnerReference {
+    OwnerReference { block_owner_deletion: Some(true), ..identity.controller_owner_ref(&()).expect("an identity that was read from the API server has a name and a UID") }
+}
+
+/// The status of an identity: what its Secret holds, and whether that is as the spec wants it.
+pub fn status(
+    identity: &ClientIdentity,
+    current: Option<&Current>,
+    ready: Result<(), (Reason, String)>,
+    now: Timestamp,
+) -> ClientIdentityStatus {
+    let before = identity.status.clone().unwrap_or_default();
+    let generation = identity.metadata.generation;
+    let ready = match ready {
+        Ok(()) => Wanted::yes(READY, Reason::Issued.as_str(), "the Secret holds a valid certificate"),
+        Err((reason, message)) => Wanted::no(READY, reason.as_str(), message),
+    };
+    let conditions = condition::merge(&before.conditions, &[ready], generation, now);
+    match current {
+        Some(current) => ClientIdentityStatus {
+            observed_generation: generation,
+            conditions,
+            serial_number: Some(current.serial.to_string()),
+            fingerprint: Some(current.fingerprint.clone()),
+            not_before: Some(Time(current.not_before)),
+            not_after: Some(Time(current.not_after)),
+            renewal_time: Some(Time(renewal(identity, current))),
+            revision: Some(current.revision.into()),
+        },
+        None => ClientIdentityStatus { observed_generation: generation, conditions, ..before },
+    }
+}
+
+/// The holder of an identity's certificates, as the ledger names it.
+pub fn holder(identity: &ClientIdentity) -> super::ledger::Holder {
+    let text = |text: Option<&str>| Arc::from(text.unwrap_or_default());
+    super::ledger::Holder {
+        uid: text(identity.metadata.uid.as_deref()),
+        namespace: text(identity.metadata.namespace.as_deref()),
+        name: text(identity.metadata.name.as_deref()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::AuthorityReference;
+    use crate::pki::authority::tests::{instant, sample};
+    use crate::pki::issue::{IssueRequest, issue};
+    use crate::pki::{CertificateAuthority, inspect};
+    use proptest::prelude::*;
+
+    const NOW: &str = "2026-05-01T10:00:00Z";
+
+    fn identity() -> ClientIdentity {
+        let mut identity = ClientIdentity::new(
+            "laptop-7",
+            ClientIdentitySpec {
+                authority_ref: AuthorityReference { name: "clients".into() },
+                common_name: Some("laptop-7".into()),
+                subject: None,
+                dns_names: vec![],
+                email_addresses: vec![],
+                uris: vec!["spiffe://example.com/laptop-7".into()],
+                ip_addresses: vec![],
+                duration: Duration::from_hours(24),
+                renew_before: Some(Duration::from_hours(8)),
+                secret_name: "laptop-7-tls".into(),
+            },
+        );
+        identity.metadata.namespace = Some("team".into());
+        identity.metadata.uid = Some("c0ffee".into());
+        identity.metadata.generation = Some(1);
+        identity
+    }
+
+    /// Owns what a `World` borrows.
+    struct Fixture {
+        ca: CertificateAuthority,
+        bundle: String,
+        key: CaKey,
+        identity: ClientIdentity,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let ca = sample();
+            let bundle = ca.certificate_pem();
+            Self { ca, bundle, key: CaKey::first("clients"), identity: identity() }
+        }
+
+        fn world(&self, secret: SecretView) -> World<'_> {
+            World {
+                identity: &self.identity,
+                authority: AuthorityView::Ready(Signer {
+                    key: &self.key,
+                    facts: self.ca.facts(),
+                    bundle: &self.bundle,
+                    crl_url: None,
+                }),
+                secret,
+                rival: None,
+                hold: None,
+                revoked: false,
+                last_revision: 0,
+                now: instant(NOW),
+            }
+        }
+
+        /// Does what the controller does with a decision to issue.
+        fn issue(&self, issuance: &Issuance, present: Option<Secret>) -> Secret {
+            let key = PrivateKey::generate();
+            let public_key = key.public_key_der();
+            let request = IssueRequest {
+                profile: &issuance.profile,
+                public_key_der: &public_key,
+                serial: Serial::random(),
+                not_before: issuance.not_before,
+                not_after: issuance.not_after,
+                crl_url: None,
+            };
+            let issued = issue(&self.ca, &request).unwrap();
+            let facts = inspect::inspect(&issued.der).unwrap();
+            let current = Current {
+                serial: facts.serial,
+                fingerprint: facts.fingerprint,
+                not_before: facts.not_before,
+                not_after: facts.not_after,
+                revision: issuance.revision,
+                spec_hash: issuance.spec_hash.clone(),
+                bundle_hash: None,
+            };
+            let rendered = Rendered {
+                current: &current,
+                certificate: issued.pem(),
+                key: &key,
+                bundle: &self.bundle,
+            };
+            render_secret(&self.identity, present, &rendered)
+        }
+
+        fn issued(&self) -> Secret {
+            let Decision::Issue(issuance) = decide(&self.world(SecretView::Absent)) else {
+                panic!("an absent Secret must be issued")
+            };
+            self.issue(&issuance, None)
+        }
+
+        fn view(&self, secret: &Secret) -> SecretView {
+            let trust = [self.ca.certificate().clone()];
+            view_secret(&self.identity, Some(secret), Some(&trust), instant(NOW))
+        }
+    }
+
+    fn trigger_of(decision: Decision) -> Option<Trigger> {
+        match decision {
+            Decision::Issue(issuance) => Some(issuance.trigger),
+            _ => None,
+        }
+    }
+
+    fn reason_of(decision: Decision) -> Option<Reason> {
+        match decision {
+            Decision::Refuse { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_was_issued_is_kept_until_its_renewal() {
+        let fixture = Fixture::new();
+        let secret = fixture.issued();
+        let view = fixture.view(&secret);
+        let mut world = fixture.world(view.clone());
+        let Decision::Keep { current, renewal } = decide(&world) else {
+            panic!("planned again after its own issuance: {:?}", decide(&world))
+        };
+        assert_eq!(current.revision, 1);
+        let latest = instant(NOW) + SignedDuration::from_hours(16);
+        assert!(renewal <= latest && renewal >= latest - SignedDuration::from_mins(97));
+
+        world.now = renewal - SignedDuration::from_secs(1);
+        assert!(matches!(decide(&world), Decision::Keep { .. }));
+        world.now = renewal;
+        let Decision::Issue(issuance) = decide(&world) else { panic!("not renewed") };
+        assert_eq!((issuance.trigger, issuance.revision), (Trigger::Renewal, 2));
+    }
+
+    #[test]
+    fn metadata_alone_leads_to_the_same_decision() {
+        let fixture = Fixture::new();
+        let secret = fixture.issued();
+        let current = view_metadata(&secret.metadata).unwrap();
+        let decision = decide(&fixture.world(SecretView::Good(current.clone())));
+        let SecretView::Good(read) = fixture.view(&secret) else { panic!("not good") };
+        assert_eq!(Current { bundle_hash: None, ..read }, current);
+        assert!(matches!(decision, Decision::Keep { .. }));
+    }
+
+    #[test]
+    fn a_secret_edited_by_hand_is_repaired_and_additions_of_others_stay() {
+        let fixture = Fixture::new();
+        let good = fixture.issued();
+        let other = fixture.issued();
+        let swap = |key: &str, from: Option<&Secret>| {
+            let mut secret = good.clone();
+            let data = secret.data.as_mut().unwrap();
+            match from {
+                Some(from) => data.insert(key.into(), from.data.as_ref().unwrap()[key].clone()),
+                None => data.remove(key),
+            };
+            secret
+        };
+        let mut both = swap("tls.crt", Some(&other));
+        both.data = other.data.clone();
+        for broken in [
+            swap("tls.crt", Some(&other)),
+            swap("tls.key", Some(&other)),
+            swap("tls.crt", None),
+            swap("tls.key", None),
+            both,
+        ] {
+            let decision = decide(&fixture.world(fixture.view(&broken)));
+            assert_eq!(trigger_of(decision), Some(Trigger::Repair));
+        }
+        let mut stripped = good.clone();
+        stripped.metadata.annotations = None;
+        let decision = decide(&fixture.world(fixture.view(&stripped)));
+        assert_eq!(trigger_of(decision), Some(Trigger::Repair));
+
+        let bundle = decide(&fixture.world(fixture.view(&swap("ca.crt", None))));
+        assert!(matches!(bundle, Decision::Refresh(_)), "{bundle:?}");
+
+        let mut added = good;
+        added.data.as_mut().unwrap().insert("note".into(), ByteString(b"mine".to_vec()));
+        assert!(matches!(decide(&fixture.world(fixture.view(&added))), Decision::Keep { .. }));
+        let Decision::Issue(issuance) = decide(&World {
+            revoked: true,
+            ..fixture.world(fixture.view(&added))
+        }) else {
+            panic!("a revoked certificate must be replaced")
+        };
+        let replaced = fixture.issue(&issuance, Some(added));
+        assert_eq!(replaced.data.unwrap()["note"].0, b"mine");
+    }
+
+    #[test]
+    fn a_change_of_names_ca_or_duration_issues_anew() {
+        let mut fixture = Fixture::new();
+        let secret = fixture.issued();
+        let view = fixture.view(&secret);
+        let original = fixture.identity.clone();
+
+        fixture.identity.spec.common_name = Some("laptop-8".into());
+        assert_eq!(trigger_of(decide(&fixture.world(view.clone()))), Some(Trigger::Changed));
+        fixture.identity = original.clone();
+        fixture.identity.spec.duration = Duration::from_hours(48);
+        assert_eq!(trigger_of(decide(&fixture.world(view.clone()))), Some(Trigger::Changed));
+        fixture.identity = original.clone();
+        fixture.identity.spec.renew_before = Some(Duration::from_hours(9));
+        assert_eq!(trigger_of(decide(&fixture.world(view))), None);
+
+        fixture.identity = original;
+        fixture.ca = sample();
+        let of_other_ca = fixture.view(&secret);
+        assert!(trigger_of(decide(&fixture.world(of_other_ca))).is_some());
+    }
+
+    #[test]
+    fn a_foreign_secret_is_never_overwritten() {
+        let fixture = Fixture::new();
+        let ours = fixture.issued();
+        let mut unowned = ours.clone();
+        unowned.metadata.owner_references = None;
+        unowned.metadata.labels = None;
+        let mut of_deployment = ours.clone();
+        of_deployment.metadata.owner_references.as_mut().unwrap()[0].kind = "Deployment".into();
+        of_deployment.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
+        let mut of_another = ours.clone();
+        of_another.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
+        of_another.metadata.owner_references.as_mut().unwrap()[0].name = "other".into();
+        for foreign in [unowned, of_deployment, of_another] {
+            let decision = decide(&fixture.world(fixture.view(&foreign)));
+            assert_eq!(reason_of(decision), Some(Reason::SecretNotOwned));
+        }
+        let mut predecessor = ours.clone();
+        predecessor.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
+        assert_eq!(decide(&fixture.world(fixture.view(&predecessor))), Decision::Wait);
+        let mut restored = ours;
+        restored.metadata.owner_references = None;
+        assert!(matches!(decide(&fixture.world(fixture.view(&restored))), Decision::Keep { .. }));
+    }
+
+    #[test]
+    fn refusals_name_object_and_field() {
+        let fixture = Fixture::new();
+        let world = || fixture.world(SecretView::Absent);
+        for (world, reason, words) in [
+            (
+                World { authority: AuthorityView::NotFound, ..world() },
+                Reason::AuthorityNotFound,
+                "spec.authorityRef.name: ClientAuthority \"clients\" does not exist",
+            ),
+            (
+                World { authority: AuthorityView::NotReady, ..world() },
+                Reason::AuthorityNotReady,
+                "is not ready",
+            ),
+            (
+                World { rival: Some("older".into()), ..world() },
+                Reason::SecretNameConflict,
+                "spec.secretName: ClientIdentity \"older\"",
+            ),
+            (
+                World { hold: Some("stolen".into()), ..world() },
+                Reason::Revoked,
+                "CertificateRevocation \"stolen\"",
+            ),
+            (
+                World { now: instant("2035-12-31T23:58:00Z"), ..world() },
+                Reason::AuthorityExpired,
+                "too soon to sign",
+            ),
+        ] {
+            let Decision::Refuse { reason: got, message, .. } = decide(&world) else {
+                panic!("{reason:?} was not refused")
+            };
+            assert_eq!(got, reason);
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn invalid_names_are_refused_by_field() {
+        let changes: [(&str, fn(&mut ClientIdentitySpec)); 7] = [
+            ("spec.uris", |spec| spec.uris = vec!["no scheme".into()]),
+            ("spec.uris", |spec| spec.uris = vec!["spiffe://example.com/ä".into()]),
+            ("spec.emailAddresses", |spec| spec.email_addresses = vec!["ada".into()]),
+            ("spec.ipAddresses", |spec| spec.ip_addresses = vec!["10.0.0".into()]),
+            ("spec.dnsNames", |spec| spec.dns_names = vec!["ä.example.com".into()]),
+            ("spec.renewBefore", |spec| spec.renew_before = Some(Duration::from_hours(24))),
+            ("spec.duration", |spec| {
+                spec.renew_before = None;
+                spec.duration = Duration::from_secs(60);
+            }),
+        ];
+        for (field, change) in changes {
+            let mut spec = identity().spec;
+            change(&mut spec);
+            let error = parse(&spec).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: ")), "{field}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_valid_certificate_outlasts_its_authoritys_trouble() {
+        let fixture = Fixture::new();
+        let view = fixture.view(&fixture.issued());
+        let world = World { authority: AuthorityView::NotReady, ..fixture.world(view) };
+        assert!(matches!(decide(&world), Decision::Keep { .. }));
+        let expired = World { now: instant("2026-05-03T00:00:00Z"), ..world };
+        assert_eq!(reason_of(decide(&expired)), Some(Reason::AuthorityNotReady));
+    }
+
+    #[test]
+    fn a_revision_is_never_used_twice() {
+        let fixture = Fixture::new();
+        let world = World { last_revision: 4, ..fixture.world(SecretView::Absent) };
+        let Decision::Issue(issuance) = decide(&world) else { panic!("not issued") };
+        assert_eq!(issuance.revision, 5);
+    }
+
+    proptest! {
+        #[test]
+        fn renewal_lies_within_the_certificates_life_and_spreads(
+            uid in "[0-9a-f]{8}",
+            lifetime in 300i64..100_000_000,
+            before in proptest::option::of(1i64..100_000_000),
+        ) {
+            let mut identity = identity();
+            identity.metadata.uid = Some(uid);
+            identity.spec.renew_before = before.map(|b| Duration::from_secs(b as u32));
+            let made = instant(NOW);
+            let current = Current {
+                serial: Serial::random(),
+                fingerprint: String::new(),
+                not_before: made,
+                not_after: made + SignedDuration::from_secs(lifetime),
+                revision: 1,
+                spec_hash: String::new(),
+                bundle_hash: None,
+            };
+            let at = renewal(&identity, &current);
+            prop_assert!(at >= made && at < current.not_after);
+        }
+    }
+
+    #[test]
+    fn ten_thousand_identities_do_not_renew_in_one_minute() {
+        let fixture = Fixture::new();
+        let SecretView::Good(current) = fixture.view(&fixture.issued()) else { panic!("not good") };
+        let mut minutes = std::collections::HashMap::new();
+        for number in 0..10_000 {
+            let mut identity = identity();
+            identity.metadata.uid = Some(format!("{number:08x}-0000-4000-8000-000000000000"));
+            *minutes.entry(renewal(&identity, &current).as_second() / 60).or_insert(0) += 1;
+        }
+        // Sixteen hours until renewal, a tenth of it to spread over: 96 minutes.
+        assert!(minutes.len() >= 90, "{}", minutes.len());
+        assert!(minutes.values().all(|count| *count < 400), "{minutes:?}");
+    }
+}
