@@ -79,7 +79,7 @@ own_start() {
     ((SECONDS < deadline)) && kill -0 $! 2>/dev/null || die "the engine did not start: $(tail -n 3 "$logs/engine.log")"
     sleep 0.2
   done
-  own_remove_containers # of an engine that was killed
+  own_remove_containers >/dev/null # of an engine that was killed
 
   if ! docker image inspect "$node_image" >/dev/null 2>&1; then
     make_node_image "$node_image"
@@ -103,19 +103,18 @@ YAML
 }
 
 own_remove_containers() {
-  local containers
-  mapfile -t containers < <(docker ps --all --quiet)
-  ((${#containers[@]} == 0)) || docker rm --force --volumes "${containers[@]}" >/dev/null
-  docker network prune --force >/dev/null
-  docker volume prune --force >/dev/null
-  docker image prune --force >/dev/null
+  local docker=(timeout 60 docker) containers
+  mapfile -t containers < <("${docker[@]}" ps --all --quiet)
+  ((${#containers[@]} == 0)) || "${docker[@]}" rm --force --volumes "${containers[@]}" || return
+  "${docker[@]}" network prune --force && "${docker[@]}" volume prune --force && "${docker[@]}" image prune --force
 }
 
 # Everything that `up` made outside the cache, whatever state it is in.
 own_stop() {
   if own_alive; then
     own_connect
-    timeout 60 docker info >/dev/null 2>&1 && own_remove_containers
+    # Asked first, so that the containers' disk space is given back. Where that fails, they end with the engine all the same.
+    own_remove_containers >/dev/null 2>&1 || say "the engine does not remove its containers: the next one will"
     own_end_engine
   fi
   own_remove_cgroups
