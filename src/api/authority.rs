@@ -87,11 +87,7 @@ pub struct CrlSpec {
 
 impl Default for CrlSpec {
     fn default() -> Self {
-        Self {
-            validity: seven_days(),
-            refresh: six_hours(),
-            distribution_point_base_url: None,
-        }
+        Self { validity: seven_days(), refresh: six_hours(), distribution_point_base_url: None }
     }
 }
 

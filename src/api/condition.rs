@@ -1,7 +1,7 @@
 //! Conditions: their types, and merging a new set into the one that stands in status.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// The condition that every kind carries: is the whole thing as the spec wants it?
 pub const READY: &str = "Ready";

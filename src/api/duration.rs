@@ -32,7 +32,9 @@ impl Duration {
 
 /// Why a string is not a duration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("invalid duration {0:?}: expected hours, minutes and seconds such as \"2160h\" or \"1h30m\"")]
+#[error(
+    "invalid duration {0:?}: expected hours, minutes and seconds such as \"2160h\" or \"1h30m\""
+)]
 pub struct ParseDurationError(String);
 
 impl FromStr for Duration {

@@ -22,14 +22,37 @@ use super::duration::Duration;
     doc = "A ClientIdentity says who a client is. Countersign keeps a valid certificate for it in a Secret and revokes it when the ClientIdentity is deleted.",
     selectable = ".spec.authorityRef.name",
     selectable = ".spec.secretName",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
     printcolumn(name = "Secret", type_ = "string", json_path = ".spec.secretName"),
     printcolumn(name = "Expires", type_ = "date", json_path = ".status.notAfter"),
     printcolumn(name = "Renews", type_ = "date", json_path = ".status.renewalTime"),
-    printcolumn(name = "Authority", type_ = "string", json_path = ".spec.authorityRef.name", priority = 1),
-    printcolumn(name = "Serial", type_ = "string", json_path = ".status.serialNumber", priority = 1),
-    printcolumn(name = "Revision", type_ = "integer", json_path = ".status.revision", priority = 1),
+    printcolumn(
+        name = "Authority",
+        type_ = "string",
+        json_path = ".spec.authorityRef.name",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Serial",
+        type_ = "string",
+        json_path = ".status.serialNumber",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Revision",
+        type_ = "integer",
+        json_path = ".status.revision",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -20,11 +20,24 @@ use super::LocalReference;
     status = "CertificateRevocationStatus",
     derive = "PartialEq",
     doc = "A CertificateRevocation revokes certificates of its own namespace: all of one ClientIdentity, or one by its serial number.",
-    printcolumn(name = "Recorded", type_ = "string", json_path = ".status.conditions[?(@.type==\"Recorded\")].status"),
-    printcolumn(name = "Published", type_ = "string", json_path = ".status.conditions[?(@.type==\"Published\")].status"),
+    printcolumn(
+        name = "Recorded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Recorded\")].status"
+    ),
+    printcolumn(
+        name = "Published",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Published\")].status"
+    ),
     printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason"),
     printcolumn(name = "Identity", type_ = "string", json_path = ".spec.identityRef.name"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Recorded\")].message", priority = 1),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Recorded\")].message",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

@@ -64,36 +64,48 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
                 "minVersion": "VersionTLS12",
             },
         }),
-        middleware("-strip", json!({
-            "headers": {"customRequestHeaders": {CERTIFICATE_HEADER: "", INFO_HEADER: ""}},
-        })),
-        middleware("-certificate", json!({
-            "passTLSClientCert": {
-                "pem": true,
-                "info": {
-                    "subject": {"commonName": true, "organization": true, "organizationalUnit": true},
-                    "issuer": {"commonName": true},
-                    "sans": true,
-                    "serialNumber": true,
-                    "notAfter": true,
+        middleware(
+            "-strip",
+            json!({
+                "headers": {"customRequestHeaders": {CERTIFICATE_HEADER: "", INFO_HEADER: ""}},
+            }),
+        ),
+        middleware(
+            "-certificate",
+            json!({
+                "passTLSClientCert": {
+                    "pem": true,
+                    "info": {
+                        "subject": {"commonName": true, "organization": true, "organizationalUnit": true},
+                        "issuer": {"commonName": true},
+                        "sans": true,
+                        "serialNumber": true,
+                        "notAfter": true,
+                    },
                 },
-            },
-        })),
-        middleware("-gate", json!({
-            "forwardAuth": {
-                "address": gate_address(request),
-                // Without it Traefik deletes every X-Forwarded header before it asks the gate.
-                "trustForwardHeader": true,
-                "authRequestHeaders": [CERTIFICATE_HEADER],
-            },
-        })),
-        middleware("", json!({
-            "chain": {"middlewares": [
-                {"name": format!("{name}-strip")},
-                {"name": format!("{name}-certificate")},
-                {"name": format!("{name}-gate")},
-            ]},
-        })),
+            }),
+        ),
+        middleware(
+            "-gate",
+            json!({
+                "forwardAuth": {
+                    "address": gate_address(request),
+                    // Without it Traefik deletes every X-Forwarded header before it asks the gate.
+                    "trustForwardHeader": true,
+                    "authRequestHeaders": [CERTIFICATE_HEADER],
+                },
+            }),
+        ),
+        middleware(
+            "",
+            json!({
+                "chain": {"middlewares": [
+                    {"name": format!("{name}-strip")},
+                    {"name": format!("{name}-certificate")},
+                    {"name": format!("{name}-gate")},
+                ]},
+            }),
+        ),
     ]
 }
 
@@ -299,7 +311,11 @@ mod tests {
             .collect();
         assert_eq!(
             names,
-            ["countersign-clients-strip", "countersign-clients-certificate", "countersign-clients-gate"]
+            [
+                "countersign-clients-strip",
+                "countersign-clients-certificate",
+                "countersign-clients-gate"
+            ]
         );
         let gate = objects.iter().find(|o| !o["spec"]["forwardAuth"].is_null()).unwrap();
         assert_eq!(
@@ -346,7 +362,9 @@ mod tests {
         );
         assert_eq!(attach(&request(), &edited), Ok(Edit::Nothing));
 
-        let Edit::Replace(mut restored) = detach("clients", "shop", &edited) else { panic!("kept") };
+        let Edit::Replace(mut restored) = detach("clients", "shop", &edited) else {
+            panic!("kept")
+        };
         assert_eq!(restored["metadata"]["annotations"], json!({}));
         restored["metadata"].as_object_mut().unwrap().remove("annotations");
         assert_eq!(restored, original);

@@ -148,10 +148,8 @@ pub(crate) mod tests {
     fn no_certificate_outlives_its_ca() {
         let (authority, profile) = (sample(), profile());
         let key = PrivateKey::generate().public_key_der();
-        let late = IssueRequest {
-            not_after: instant("2036-01-01T00:00:01Z"),
-            ..request(&profile, &key)
-        };
+        let late =
+            IssueRequest { not_after: instant("2036-01-01T00:00:01Z"), ..request(&profile, &key) };
         assert!(matches!(issue(&authority, &late), Err(IssueError::OutlivesAuthority)));
     }
 }

@@ -67,4 +67,3 @@ pub fn verify_client(
         )
         .map(|_| ())
 }
-

@@ -83,9 +83,8 @@ pub enum Decision {
 /// Decides which CA signs.
 pub fn decide(world: &World<'_>) -> Decision {
     let name = secret_name(world.key);
-    let refuse = |reason: Reason, message| {
-        Decision::Refuse(Wanted::no(READY, reason.as_str(), message))
-    };
+    let refuse =
+        |reason: Reason, message| Decision::Refuse(Wanted::no(READY, reason.as_str(), message));
     let Some(secret) = world.secret else {
         if world.was_in_use {
             return refuse(
@@ -253,10 +252,7 @@ mod tests {
         ] {
             assert_eq!(reason(decide(&world(&key, secret, was_in_use))), expected);
         }
-        let late = World {
-            now: instant("2036-01-01T00:00:00Z"),
-            ..world(&key, Some(&good), true)
-        };
+        let late = World { now: instant("2036-01-01T00:00:00Z"), ..world(&key, Some(&good), true) };
         assert_eq!(reason(decide(&late)), "Expired");
     }
 

@@ -233,7 +233,8 @@ pub fn decide(world: &World<'_>) -> Decision {
     let signer = match world.authority {
         AuthorityView::Ready(signer) => signer,
         AuthorityView::NotFound => {
-            let message = format!("spec.authorityRef.name: ClientAuthority {name:?} does not exist");
+            let message =
+                format!("spec.authorityRef.name: ClientAuthority {name:?} does not exist");
             return refuse(Reason::AuthorityNotFound, message);
         }
         AuthorityView::NotReady => {
@@ -244,7 +245,9 @@ pub fn decide(world: &World<'_>) -> Decision {
                 }
                 _ => refuse(
                     Reason::AuthorityNotReady,
-                    format!("spec.authorityRef.name: ClientAuthority {name:?} is not ready; see its conditions"),
+                    format!(
+                        "spec.authorityRef.name: ClientAuthority {name:?} is not ready; see its conditions"
+                    ),
                 ),
             };
         }
@@ -348,7 +351,8 @@ pub fn parse(spec: &ClientIdentitySpec) -> Result<Profile, InvalidField> {
         let scheme = uri.split_once(':').map(|(scheme, _)| scheme).unwrap_or_default();
         let starts = scheme.starts_with(|c: char| c.is_ascii_alphabetic());
         if !starts || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c)) {
-            let why = format!("{uri:?} is not an absolute URI such as spiffe://example.com/laptop-7");
+            let why =
+                format!("{uri:?} is not an absolute URI such as spiffe://example.com/laptop-7");
             return Err(invalid("spec.uris", why));
         }
         names.push(AlternativeName::Uri(ascii("spec.uris", uri)?));
@@ -360,7 +364,8 @@ pub fn parse(spec: &ClientIdentitySpec) -> Result<Profile, InvalidField> {
         names.push(AlternativeName::Ip(ip));
     }
     if names.is_empty() && spec.common_name.is_none() {
-        let why = "the client has no name: set commonName, dnsNames, emailAddresses, uris or ipAddresses";
+        let why =
+            "the client has no name: set commonName, dnsNames, emailAddresses, uris or ipAddresses";
         return Err(invalid("spec", why.to_owned()));
     }
     if let Some(before) = spec.renew_before {
@@ -432,7 +437,9 @@ pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<Secre
         // A restored backup comes without owner references: what carries our mark for this very
         // identity is adopted. Anything else may be somebody's data.
         None if is_ours(secret) && marked_for(identity, secret) => None,
-        None => Some(SecretView::Foreign("it carries no owner reference to this ClientIdentity".into())),
+        None => {
+            Some(SecretView::Foreign("it carries no owner reference to this ClientIdentity".into()))
+        }
     }
 }
 
@@ -455,7 +462,9 @@ pub fn view_secret(
     trust: Option<&[CertificateDer<'_>]>,
     now: Timestamp,
 ) -> SecretView {
-    let Some(secret) = secret else { return SecretView::Absent };
+    let Some(secret) = secret else {
+        return SecretView::Absent;
+    };
     if let Some(view) = ownership(identity, &secret.metadata) {
         return view;
     }
@@ -549,10 +558,7 @@ pub fn render_secret(
     let data = secret.data.get_or_insert_default();
     let certificate = rendered.certificate.clone().into_bytes();
     data.insert(secret_key::CERTIFICATE.to_owned(), ByteString(certificate));
-    data.insert(
-        secret_key::KEY.to_owned(),
-        ByteString(rendered.key.to_pem().as_bytes().to_vec()),
-    );
+    data.insert(secret_key::KEY.to_owned(), ByteString(rendered.key.to_pem().as_bytes().to_vec()));
     data.insert(secret_key::CA.to_owned(), ByteString(rendered.bundle.as_bytes().to_vec()));
     secret
 }
@@ -566,7 +572,12 @@ pub fn render_bundle(mut present: Secret, bundle: &str) -> Secret {
 }
 
 fn owner(identity: &ClientIdentity) -> OwnerReference {
-    OwnerReference { block_owner_deletion: Some(true), ..identity.controller_owner_ref(&()).expect("an identity that was read from the API server has a name and a UID") }
+    OwnerReference {
+        block_owner_deletion: Some(true),
+        ..identity
+            .controller_owner_ref(&())
+            .expect("an identity that was read from the API server has a name and a UID")
+    }
 }
 
 /// The status of an identity: what its Secret holds, and whether that is as the spec wants it.
@@ -579,7 +590,9 @@ pub fn status(
     let before = identity.status.clone().unwrap_or_default();
     let generation = identity.metadata.generation;
     let ready = match ready {
-        Ok(()) => Wanted::yes(READY, Reason::Issued.as_str(), "the Secret holds a valid certificate"),
+        Ok(()) => {
+            Wanted::yes(READY, Reason::Issued.as_str(), "the Secret holds a valid certificate")
+        }
         Err((reason, message)) => Wanted::no(READY, reason.as_str(), message),
     };
     let conditions = condition::merge(&before.conditions, &[ready], generation, now);
@@ -801,10 +814,9 @@ mod tests {
         let mut added = good;
         added.data.as_mut().unwrap().insert("note".into(), ByteString(b"mine".to_vec()));
         assert!(matches!(decide(&fixture.world(fixture.view(&added))), Decision::Keep { .. }));
-        let Decision::Issue(issuance) = decide(&World {
-            revoked: true,
-            ..fixture.world(fixture.view(&added))
-        }) else {
+        let Decision::Issue(issuance) =
+            decide(&World { revoked: true, ..fixture.world(fixture.view(&added)) })
+        else {
             panic!("a revoked certificate must be replaced")
         };
         let replaced = fixture.issue(&issuance, Some(added));

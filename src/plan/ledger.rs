@@ -158,7 +158,8 @@ impl Record {
 
 /// A length in one octet, then the bytes. Names of the API have at most 253.
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    let length = u8::try_from(bytes.len()).expect("UIDs, names and serials have at most 255 octets");
+    let length =
+        u8::try_from(bytes.len()).expect("UIDs, names and serials have at most 255 octets");
     out.push(length);
     out.extend_from_slice(bytes);
 }
@@ -275,9 +276,9 @@ impl Ledger {
 
     /// Certificates that have not expired and are not revoked.
     pub fn live(&self, now: Timestamp) -> impl Iterator<Item = &Issued> {
-        self.issued
-            .values()
-            .filter(move |issued| issued.not_after > now && !self.revoked.contains_key(&issued.serial))
+        self.issued.values().filter(move |issued| {
+            issued.not_after > now && !self.revoked.contains_key(&issued.serial)
+        })
     }
 
     /// How many revoked certificates have not expired.
@@ -302,7 +303,9 @@ impl Ledger {
     /// May this serial be missing from the CRL that follows the published one?
     pub fn may_leave(&self, serial: &Serial, published: Option<&CrlFacts>) -> bool {
         // A serial of which we know no expiry stays for ever: better a long CRL than a short one.
-        let Some((published, end)) = published.zip(self.expiry(serial)) else { return false };
+        let Some((published, end)) = published.zip(self.expiry(serial)) else {
+            return false;
+        };
         end < published.this_update
     }
 

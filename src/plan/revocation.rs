@@ -81,15 +81,20 @@ pub fn decide(world: &World<'_>) -> Decision {
     let namespace = world.revocation.metadata.namespace.as_deref().unwrap_or_default();
 
     let target = match (&spec.identity_ref, &spec.serial_number) {
-        (Some(identity), _) => {
-            match holder_uid(world, &before, namespace, &identity.name) {
-                Some(uid) => Target::Holder(uid),
-                None => return nothing(world, before, Reason::NotFound, format!(
-                    "spec.identityRef.name: no ClientIdentity {:?} exists in namespace {namespace:?}, and the ledger knows no certificate of one",
-                    identity.name
-                )),
+        (Some(identity), _) => match holder_uid(world, &before, namespace, &identity.name) {
+            Some(uid) => Target::Holder(uid),
+            None => {
+                return nothing(
+                    world,
+                    before,
+                    Reason::NotFound,
+                    format!(
+                        "spec.identityRef.name: no ClientIdentity {:?} exists in namespace {namespace:?}, and the ledger knows no certificate of one",
+                        identity.name
+                    ),
+                );
             }
-        }
+        },
         (None, serial) => match serial.as_deref().unwrap_or_default().parse() {
             Ok(serial) => Target::Serial(serial),
             Err(error) => {
@@ -119,9 +124,8 @@ pub fn decide(world: &World<'_>) -> Decision {
             if known.is_none() {
                 record.push((book.key.clone(), Record::Revoked(revoked)));
             }
-            let listed = book
-                .published
-                .is_some_and(|crl| crl.serials.binary_search(&issued.serial).is_ok());
+            let listed =
+                book.published.is_some_and(|crl| crl.serials.binary_search(&issued.serial).is_ok());
             let left = book.ledger.may_leave(&issued.serial, book.published);
             pending += usize::from(!listed && !left);
             here += 1;
@@ -165,7 +169,11 @@ pub fn decide(world: &World<'_>) -> Decision {
     // `Published` says that the CRL held them once; it does not fall back when entries expire.
     let was_published = condition::is_true(&before.conditions, PUBLISHED) && record.is_empty();
     let published = if pending == 0 || was_published {
-        Wanted::yes(PUBLISHED, Reason::Published.as_str(), "every certificate stands in the published CRL")
+        Wanted::yes(
+            PUBLISHED,
+            Reason::Published.as_str(),
+            "every certificate stands in the published CRL",
+        )
     } else {
         Wanted::no(
             PUBLISHED,
@@ -178,7 +186,11 @@ pub fn decide(world: &World<'_>) -> Decision {
     let status = CertificateRevocationStatus {
         identity_uid,
         certificates,
-        crl_number: if first_time { numbers.into_iter().max().map(text) } else { before.crl_number },
+        crl_number: if first_time {
+            numbers.into_iter().max().map(text)
+        } else {
+            before.crl_number
+        },
         published_time: if first_time {
             Some(Time(condition::truncate(world.now)))
         } else {
@@ -230,7 +242,10 @@ fn nothing(
     reason: Reason,
     message: String,
 ) -> Decision {
-    let recorded = Wanted { status: reason == Reason::Recorded, ..Wanted::no(RECORDED, reason.as_str(), message) };
+    let recorded = Wanted {
+        status: reason == Reason::Recorded,
+        ..Wanted::no(RECORDED, reason.as_str(), message)
+    };
     let generation = world.revocation.metadata.generation;
     let conditions = condition::merge(&before.conditions, &[recorded], generation, world.now);
     Decision { record: Vec::new(), status: CertificateRevocationStatus { conditions, ..before } }
@@ -268,7 +283,12 @@ mod tests {
         ledger
     }
 
-    fn run(revocation: &CertificateRevocation, ledger: &Ledger, uid: Option<&str>, crl: Option<&CrlFacts>) -> Decision {
+    fn run(
+        revocation: &CertificateRevocation,
+        ledger: &Ledger,
+        uid: Option<&str>,
+        crl: Option<&CrlFacts>,
+    ) -> Decision {
         let key = CaKey::first("clients");
         let books = vec![Book { key: &key, ledger, published: crl }];
         let now = Timestamp::from_second(100).unwrap();

@@ -105,11 +105,18 @@ fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
         return Err(Wanted::no(
             ACCEPTED,
             Reason::TargetNotFound.as_str(),
-            format!("targetRefs: {kind} {name:?} does not exist in namespace {:?}", request.namespace),
+            format!(
+                "targetRefs: {kind} {name:?} does not exist in namespace {:?}",
+                request.namespace
+            ),
         ));
     };
     let plane = target.data_plane.as_ref().map_err(|found| {
-        Wanted::no(ACCEPTED, Reason::UnsupportedDataPlane.as_str(), format!("targetRefs: {kind} {name:?}: {found}"))
+        Wanted::no(
+            ACCEPTED,
+            Reason::UnsupportedDataPlane.as_str(),
+            format!("targetRefs: {kind} {name:?}: {found}"),
+        )
     })?;
     (plane.attach)(request, object).map_err(|conflict| {
         Wanted::no(PROGRAMMED, Reason::Conflict.as_str(), format!("{kind} {name:?}: {conflict}"))
@@ -161,19 +168,14 @@ fn owned(trust: &ClientTrust, mut object: Value) -> Value {
 
 /// Is an existing object controlled by this trust?
 pub fn is_owned(trust: &ClientTrust, existing: &ObjectMeta) -> bool {
-    existing
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|owner| owner.controller == Some(true) && Some(&owner.uid) == trust.metadata.uid.as_ref())
+    existing.owner_references.iter().flatten().any(|owner| {
+        owner.controller == Some(true) && Some(&owner.uid) == trust.metadata.uid.as_ref()
+    })
 }
 
 /// The status after the plan was carried out. `outcomes` holds, for each target, what kept it from
 /// being programmed.
-pub fn status(
-    world: &World<'_>,
-    outcomes: &[Result<(), Wanted>],
-) -> ClientTrustStatus {
+pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrustStatus {
     let before = world.trust.status.clone().unwrap_or_default();
     let generation = world.trust.metadata.generation;
     let mut unready = Vec::new();
@@ -201,7 +203,11 @@ pub fn status(
         });
     }
     let ready = if unready.is_empty() {
-        Wanted::yes(READY, Reason::Programmed.as_str(), "every target refuses clients without a valid certificate and revoked ones")
+        Wanted::yes(
+            READY,
+            Reason::Programmed.as_str(),
+            "every target refuses clients without a valid certificate and revoked ones",
+        )
     } else {
         let authority = authority_trouble.then_some(Reason::AuthorityNotReady.as_str());
         let reason = authority.or(first_reason).unwrap_or(Reason::NotProgrammed.as_str());
@@ -237,7 +243,11 @@ fn target_conditions(
         ],
         Ok(()) => {
             let programmed = match conflicting_route(world, target) {
-                None => Wanted::yes(PROGRAMMED, Reason::Programmed.as_str(), "the data plane's configuration is written"),
+                None => Wanted::yes(
+                    PROGRAMMED,
+                    Reason::Programmed.as_str(),
+                    "the data plane's configuration is written",
+                ),
                 Some(message) => Wanted::no(PROGRAMMED, Reason::Conflict.as_str(), message),
             };
             let enforced = Wanted::yes(
@@ -386,7 +396,9 @@ mod tests {
             route: "Ingress other/shop".into(),
             options: options.into(),
         };
-        for (options, expected) in [("", "Conflict"), ("shop-countersign-clients@kubernetescrd", "Programmed")] {
+        for (options, expected) in
+            [("", "Conflict"), ("shop-countersign-clients@kubernetescrd", "Programmed")]
+        {
             let routes = [route(options)];
             let status = status(&world(&trust, Some(ANCHOR), Some(ingress()), &routes), &[Ok(())]);
             assert_eq!(condition(&status, PROGRAMMED).1, expected);

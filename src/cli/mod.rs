@@ -1,0 +1,192 @@
+//! The command line.
+
+pub mod crds;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::cluster::client::Clients;
+use crate::controller::error::chain;
+use crate::metrics::Metrics;
+use crate::serve::health;
+use crate::telemetry::{self, LogFormat};
+use crate::{controller, serve};
+
+/// Client certificates for Kubernetes: issue, rotate, revoke, publish CRLs, configure ingress trust.
+#[derive(Parser)]
+#[command(name = "countersign", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller: it keeps certificates, CRLs and the data planes' trust.
+    Controller(ControllerArgs),
+    /// Run the server: CRLs over HTTP, and the gate that enforces revocation on data planes without CRL support.
+    Serve(ServeArgs),
+    /// Print the custom resource definitions, or write one file each into a folder.
+    Crds {
+        /// The folder; standard output when not given.
+        #[arg(long, value_name = "FOLDER")]
+        output: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct ProcessArgs {
+    /// Log filter, such as `info` or `info,countersign=debug`.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// Log format.
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Where metrics and probes are served.
+    #[arg(long, env = "HEALTH_LISTEN", default_value = "0.0.0.0:9402", value_name = "ADDRESS")]
+    health_listen: SocketAddr,
+    /// The operator's namespace.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "countersign")]
+    namespace: String,
+}
+
+#[derive(Args)]
+struct ControllerArgs {
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Look after these namespaces only; after all when not given.
+    #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Name of this replica in the lease.
+    #[arg(long, env = "POD_NAME", default_value = "countersign")]
+    replica: String,
+    /// Seconds after which a silent leader is replaced.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=3600))]
+    lease_seconds: u64,
+    /// How many identities are worked on at once.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
+    /// Base URL of the gate, as data planes reach it.
+    #[arg(
+        long,
+        env = "GATE_URL",
+        default_value = "http://countersign-server.countersign.svc:8081"
+    )]
+    gate_url: String,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Where CRLs are served.
+    #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    crl_listen: SocketAddr,
+    /// Where the gate answers.
+    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS")]
+    gate_listen: SocketAddr,
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    // rustls refuses to guess when features bring more than one provider into a build.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let result = match Cli::parse().command {
+        Command::Controller(args) => run_controller(args),
+        Command::Serve(args) => run_server(args),
+        Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("countersign: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_controller(args: ControllerArgs) -> Result<(), String> {
+    let mut namespaces: Vec<String> =
+        args.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect();
+    namespaces.sort();
+    namespaces.dedup();
+    let config = controller::run::Config {
+        namespace: args.process.namespace.clone(),
+        namespaces,
+        identity: args.replica,
+        lease_duration: Duration::from_secs(args.lease_seconds),
+        concurrency: args.concurrency.into(),
+        gate_url: args.gate_url.trim_end_matches('/').to_owned(),
+    };
+    run_process(args.process, |clients, metrics, ready, shutdown| async move {
+        let result = controller::run::run(config, clients, metrics, ready, shutdown).await;
+        result.map_err(|error| chain(&error))
+    })
+}
+
+fn run_server(args: ServeArgs) -> Result<(), String> {
+    let config = serve::run::Config {
+        namespace: args.process.namespace.clone(),
+        crl_listen: args.crl_listen,
+        gate_listen: args.gate_listen,
+    };
+    run_process(args.process, |clients, metrics, ready, shutdown| async move {
+        let result = serve::run::run(config, clients, metrics, ready, shutdown).await;
+        result.map_err(|error| chain(&error))
+    })
+}
+
+/// What every long-running command has: a log, health and metrics, and an orderly end on SIGTERM.
+fn run_process<R>(
+    args: ProcessArgs,
+    work: impl FnOnce(Clients, Arc<Metrics>, watch::Sender<bool>, watch::Receiver<bool>) -> R,
+) -> Result<(), String>
+where
+    R: Future<Output = Result<(), String>>,
+{
+    telemetry::init(&args.log_level, args.log_format)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let (stop, shutdown) = watch::channel(false);
+        let (ready, is_ready) = watch::channel(false);
+        let metrics = Arc::new(Metrics::default());
+        let address = args.health_listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| format!("--health-listen: failed to listen on {address}: {error}"))?;
+        tokio::spawn(health::serve(listener, is_ready, metrics.clone(), shutdown.clone()));
+        tokio::spawn(stop_on_signal(stop));
+        let clients = Clients::infer().await.map_err(|error| chain(&error))?;
+        info!(version = env!("CARGO_PKG_VERSION"), "starting");
+        let result = work(clients, metrics, ready, shutdown).await;
+        match &result {
+            Ok(()) => info!("stopped"),
+            Err(message) => error!(message, "stopped"),
+        }
+        result
+    })
+}
+
+async fn stop_on_signal(stop: watch::Sender<bool>) {
+    let wait = async |kind| match signal(kind) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = wait(SignalKind::terminate()) => {}
+        () = wait(SignalKind::interrupt()) => {}
+    }
+    stop.send_replace(true);
+}

@@ -1,0 +1,193 @@
+//! Writes. Each is safe when two leaders make it: creation fails if the object exists, an update
+//! carries the resourceVersion that was read, server-side apply is forced only on objects whose owner
+//! reference is ours.
+
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::FIELD_MANAGER;
+
+/// Why a write did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// Somebody else wrote in between, or owns a field: read again and decide anew.
+    #[error("{object}: {message}")]
+    Conflict {
+        /// Kind and name.
+        object: String,
+        /// The API server's words.
+        message: String,
+    },
+    /// An object of the name exists and is not ours.
+    #[error("{0} exists and is not ours")]
+    NotOwned(String),
+    /// The API server refused or could not be reached.
+    #[error("failed to write {object}")]
+    Api {
+        /// Kind and name.
+        object: String,
+        /// Why.
+        source: kube::Error,
+    },
+}
+
+impl WriteError {
+    fn new(object: String, error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => {
+                Self::Conflict { object, message: status.message }
+            }
+            source => Self::Api { object, source },
+        }
+    }
+}
+
+/// A kind that has a namespace.
+pub trait Namespaced:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Serialize
+{
+}
+
+impl<K> Namespaced for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Serialize
+{
+}
+
+/// Creates an object, or replaces the one whose resourceVersion it carries.
+pub async fn write<K: Namespaced>(client: &Client, object: &K) -> Result<K, WriteError> {
+    let name = object.name_any();
+    let namespace = object.namespace().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let params =
+        PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let result = if object.resource_version().is_some() {
+        api.replace(&name, &params, object).await
+    } else {
+        api.create(&params, object).await
+    };
+    result.map_err(|error| WriteError::new(format!("{} {namespace}/{name}", K::kind(&())), error))
+}
+
+/// Applies a status: only the fields given, by the status subresource. The object must exist.
+pub async fn status<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Result<K, WriteError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch_status(name, &params, &Patch::Apply(&body))
+        .await
+        .map_err(|error| WriteError::new(format!("status of {} {name}", K::kind(&())), error))
+}
+
+/// The API of an object that is known only as JSON.
+pub fn dynamic_api(client: &Client, object: &Value) -> Api<DynamicObject> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let api_version = text(&object["apiVersion"]);
+    let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    let kind = GroupVersionKind::gvk(group, version, &text(&object["kind"]));
+    let resource = ApiResource::from_gvk(&kind);
+    Api::namespaced_with(client.clone(), &text(&object["metadata"]["namespace"]), &resource)
+}
+
+/// Brings an object of ours to the wanted state by server-side apply, unless its wanted fields stand
+/// already. One of the same name that `owned` does not recognise is left alone.
+pub async fn ensure(
+    client: &Client,
+    wanted: &Value,
+    owned: impl Fn(&DynamicObject) -> bool,
+) -> Result<bool, WriteError> {
+    let api = dynamic_api(client, wanted);
+    let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+    let object = format!("{} {name}", wanted["kind"].as_str().unwrap_or_default());
+    let failed = |error| WriteError::new(object.clone(), error);
+    if let Some(present) = api.get_opt(name).await.map_err(failed)? {
+        if !owned(&present) {
+            return Err(WriteError::NotOwned(object));
+        }
+        let present = serde_json::to_value(&present).unwrap_or_default();
+        if contains(&present, wanted) {
+            return Ok(false);
+        }
+    }
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch(name, &params, &Patch::Apply(wanted)).await.map_err(failed)?;
+    Ok(true)
+}
+
+/// Applies our fields to an object of the user, never forced: a field that somebody else set is a
+/// conflict.
+pub async fn apply_unforced(client: &Client, body: &Value) -> Result<(), WriteError> {
+    let api = dynamic_api(client, body);
+    let name = body["metadata"]["name"].as_str().unwrap_or_default();
+    let object = format!("{} {name}", body["kind"].as_str().unwrap_or_default());
+    let params = PatchParams::apply(FIELD_MANAGER);
+    api.patch(name, &params, &Patch::Apply(body))
+        .await
+        .map(|_| ())
+        .map_err(|error| WriteError::new(object, error))
+}
+
+/// Replaces an object of the user under the resourceVersion that it carries.
+pub async fn replace(client: &Client, body: &Value) -> Result<(), WriteError> {
+    let api = dynamic_api(client, body);
+    let name = body["metadata"]["name"].as_str().unwrap_or_default();
+    let object = format!("{} {name}", body["kind"].as_str().unwrap_or_default());
+    let typed: DynamicObject = serde_json::from_value(body.clone()).map_err(|source| {
+        WriteError::Api { object: object.clone(), source: kube::Error::SerdeError(source) }
+    })?;
+    let params =
+        PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    api.replace(name, &params, &typed)
+        .await
+        .map(|_| ())
+        .map_err(|error| WriteError::new(object, error))
+}
+
+/// Does `present` say everything that `wanted` says? Lists must be equal, maps may hold more.
+fn contains(present: &Value, wanted: &Value) -> bool {
+    match (present, wanted) {
+        (Value::Object(present), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| present.get(key).is_some_and(|have| contains(have, value))),
+        (Value::Array(present), Value::Array(wanted)) => {
+            present.len() == wanted.len()
+                && present.iter().zip(wanted).all(|(present, wanted)| contains(present, wanted))
+        }
+        _ => present == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn additions_of_others_are_no_difference_and_a_missing_field_is() {
+        let present = json!({"a": {"b": 1, "theirs": 2}, "list": [{"x": 1, "y": 2}]});
+        assert!(contains(&present, &json!({"a": {"b": 1}})));
+        assert!(contains(&present, &json!({"list": [{"x": 1}]})));
+        assert!(!contains(&present, &json!({"a": {"b": 2}})));
+        assert!(!contains(&present, &json!({"a": {"c": 1}})));
+        assert!(!contains(&present, &json!({"list": []})));
+    }
+}

@@ -1,0 +1,210 @@
+//! What the controllers share: stores, clients, the ledger, the authorities that can sign.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::api::DynamicObject;
+use kube::core::PartialObjectMeta;
+use kube::{Client, Resource, ResourceExt};
+
+use super::queue::Queue;
+use crate::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use crate::cluster::Key;
+use crate::cluster::events::Events;
+use crate::cluster::ledger::LedgerHandle;
+use crate::cluster::store::Store;
+use crate::metrics::Metrics;
+use crate::pki::CertificateAuthority;
+use crate::pki::crl::CrlFacts;
+use crate::plan::ledger::CaKey;
+
+/// What the watches saw.
+#[derive(Clone)]
+pub struct Stores {
+    /// All authorities.
+    pub authorities: Store<ClientAuthority>,
+    /// All identities, found by `namespace/secretName`.
+    pub identities: Store<ClientIdentity>,
+    /// All trusts.
+    pub trusts: Store<ClientTrust>,
+    /// All revocations, found by `namespace/identity`.
+    pub revocations: Store<CertificateRevocation>,
+    /// Metadata of the Secrets that carry our label.
+    pub secrets: Store<PartialObjectMeta<Secret>>,
+    /// All Ingresses.
+    pub ingresses: Store<Ingress>,
+    /// All IngressClasses.
+    pub ingress_classes: Store<IngressClass>,
+    /// Traefik's IngressRoutes, when it is installed.
+    pub ingress_routes: Store<DynamicObject>,
+    /// Traefik's TLSOptions that carry our label.
+    pub tls_options: Store<DynamicObject>,
+    /// Traefik's Middlewares that carry our label.
+    pub middlewares: Store<DynamicObject>,
+}
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self {
+            authorities: Store::default(),
+            identities: Store::new(Some(|identity: &ClientIdentity| {
+                Some(index_key(&identity.namespace()?, &identity.spec.secret_name))
+            })),
+            trusts: Store::default(),
+            revocations: Store::new(Some(|revocation: &CertificateRevocation| {
+                let identity = revocation.spec.identity_ref.as_ref()?;
+                Some(index_key(&revocation.namespace()?, &identity.name))
+            })),
+            secrets: Store::default(),
+            ingresses: Store::default(),
+            ingress_classes: Store::default(),
+            ingress_routes: Store::default(),
+            tls_options: Store::default(),
+            middlewares: Store::default(),
+        }
+    }
+}
+
+/// The index of a namespaced name.
+pub fn index_key(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
+}
+
+/// The queues, one for each controller.
+#[derive(Clone)]
+pub struct Queues {
+    /// Authorities.
+    pub authority: Queue,
+    /// Identities.
+    pub identity: Queue,
+    /// Revocations.
+    pub revocation: Queue,
+    /// Trusts.
+    pub trust: Queue,
+}
+
+/// A CA that can sign, with its published CRL.
+pub struct Signing {
+    /// Which CA.
+    pub key: CaKey,
+    /// The CA.
+    pub ca: Arc<CertificateAuthority>,
+    /// Its certificate, PEM: the trust bundle.
+    pub bundle: String,
+    /// resourceVersion of the Secret that it was read from.
+    pub secret_version: String,
+    /// URL of its CRL in new certificates.
+    pub crl_url: Option<String>,
+    /// The published CRL.
+    pub published: Published,
+}
+
+/// A published CRL.
+#[derive(Clone)]
+pub struct Published {
+    /// What it says.
+    pub facts: Arc<CrlFacts>,
+    /// The CRL, PEM.
+    pub pem: Arc<str>,
+    /// Its size, DER.
+    pub bytes: usize,
+    /// resourceVersion of the ConfigMap that publishes it.
+    pub resource_version: Option<String>,
+    /// When this process published it, if it did.
+    pub at: Option<Timestamp>,
+}
+
+/// What the controllers share.
+pub struct Context {
+    /// The client for calls.
+    pub client: Client,
+    /// The operator's namespace.
+    pub namespace: String,
+    /// Base URL of the gate.
+    pub gate_url: String,
+    /// What the watches saw.
+    pub stores: Stores,
+    /// The queues.
+    pub queues: Queues,
+    /// The ledger.
+    pub ledger: LedgerHandle,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Events.
+    pub events: Events,
+    /// The authorities that can sign, by name.
+    pub signing: RwLock<HashMap<String, Arc<Signing>>>,
+    /// resourceVersions of Secrets whose data was written or checked by this process: as long as the
+    /// watch shows the same one, the annotations tell the truth.
+    pub checked: Mutex<HashMap<Key, String>>,
+    /// resourceVersions of our last status writes: older ones in a store are stale.
+    pub written: Mutex<HashMap<(&'static str, Key), u64>>,
+    /// When an identity's Secret was last repaired.
+    pub repaired: Mutex<HashMap<Key, Instant>>,
+    /// When an authority's status was last written.
+    pub status_written: Mutex<HashMap<String, Instant>>,
+}
+
+impl Context {
+    /// The authority of this name, when it can sign.
+    pub fn signing(&self, authority: &str) -> Option<Arc<Signing>> {
+        self.signing.read().expect("no holder of this lock panics").get(authority).cloned()
+    }
+
+    /// Notes a write of ours, so that an older state from the watch is not taken for the present one.
+    pub fn wrote<K: Resource<DynamicType = ()> + ResourceExt>(
+        &self,
+        kind: &'static str,
+        object: &K,
+    ) {
+        let Some(version) = version(object) else {
+            return;
+        };
+        let mut written = self.written.lock().expect("no holder of this lock panics");
+        written.insert((kind, Key::of(object)), version);
+    }
+
+    /// Has the watch caught up with our last write of this object? (Versions of one resource type
+    /// compare as integers: KEP-5504.)
+    pub fn is_current<K: Resource<DynamicType = ()> + ResourceExt>(
+        &self,
+        kind: &'static str,
+        object: &K,
+    ) -> bool {
+        let written = self.written.lock().expect("no holder of this lock panics");
+        match (written.get(&(kind, Key::of(object))), version(object)) {
+            (Some(ours), Some(seen)) => seen >= *ours,
+            _ => true,
+        }
+    }
+
+    /// Forgets what was noted of an object that is gone.
+    pub fn forget(&self, kind: &'static str, key: &Key) {
+        self.written.lock().expect("no holder of this lock panics").remove(&(kind, key.clone()));
+        self.repaired.lock().expect("no holder of this lock panics").remove(key);
+    }
+
+    /// Notes that the data of this Secret is what its annotations say.
+    pub fn note_checked(&self, secret: &Secret) {
+        let Some(version) = secret.resource_version() else {
+            return;
+        };
+        let mut checked = self.checked.lock().expect("no holder of this lock panics");
+        checked.insert(Key::of(secret), version);
+    }
+
+    /// Is the data of this version of the Secret known to be what its annotations say?
+    pub fn is_checked(&self, secret: &PartialObjectMeta<Secret>) -> bool {
+        let checked = self.checked.lock().expect("no holder of this lock panics");
+        let known = checked.get(&Key::of(secret));
+        known.is_some() && known == secret.metadata.resource_version.as_ref()
+    }
+}
+
+fn version<K: ResourceExt>(object: &K) -> Option<u64> {
+    object.resource_version()?.parse().ok()
+}

@@ -1,0 +1,84 @@
+//! Why a reconcile failed, and how soon it is tried again.
+
+use crate::cluster::apply::WriteError;
+use crate::cluster::ledger::LedgerError;
+use crate::pki::authority::AuthorityError;
+use crate::pki::crl::CrlError;
+use crate::pki::issue::IssueError;
+use crate::pki::verify::VerifyError;
+
+/// A failed reconcile.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A write was refused.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A read failed.
+    #[error("failed to read {object}")]
+    Read {
+        /// Kind and name.
+        object: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// The ledger could not be used.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Making a CA failed.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// Signing a certificate failed.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// A signed certificate failed its check and was thrown away.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// Making a CRL failed.
+    #[error(transparent)]
+    Crl(#[from] CrlError),
+}
+
+impl Error {
+    /// The category, as metrics carry it.
+    pub const fn category(&self) -> &'static str {
+        match self {
+            Self::Write(WriteError::Conflict { .. }) => "conflict",
+            Self::Write(WriteError::NotOwned(_)) => "not_owned",
+            Self::Write(WriteError::Api { .. }) => "write",
+            Self::Read { .. } => "read",
+            Self::Ledger(_) => "ledger",
+            Self::Authority(_) => "authority",
+            Self::Issue(_) => "issue",
+            Self::Verify(_) => "verify",
+            Self::Crl(_) => "crl",
+        }
+    }
+
+    /// Did somebody else write in between? Then it costs milliseconds, not a backoff.
+    pub const fn is_conflict(&self) -> bool {
+        matches!(self, Self::Write(WriteError::Conflict { .. }))
+    }
+
+    /// Did the API server refuse what we wrote, so that repeating it alone will not help?
+    pub fn refusal(&self) -> Option<String> {
+        let Self::Write(WriteError::Api { object, source: kube::Error::Api(status) }) = self else {
+            return None;
+        };
+        matches!(status.code, 400 | 403 | 413 | 422)
+            .then(|| format!("the API server refused {object}: {}", status.message))
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

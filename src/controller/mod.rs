@@ -1,0 +1,10 @@
+//! The controllers: each gathers a world, asks its planner, and carries the decision out.
+
+pub mod authority;
+pub mod context;
+pub mod error;
+pub mod identity;
+pub mod queue;
+pub mod revocation;
+pub mod run;
+pub mod trust;

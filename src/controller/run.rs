@@ -1,0 +1,392 @@
+//! The controller process: watches first, then leadership, then the loops.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::DynamicObject;
+use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::context::{Context, Queues, Stores, index_key};
+use super::queue::{self, Queue};
+use super::{authority, identity, revocation, trust};
+use crate::api::label;
+use crate::cluster::Key;
+use crate::cluster::client::Clients;
+use crate::cluster::events::Events;
+use crate::cluster::leader::Candidate;
+use crate::cluster::ledger::{LedgerError, LedgerHandle};
+use crate::ingress::traefik;
+use crate::metrics::Metrics;
+
+/// How the controller is run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The operator's namespace: CA keys, CRLs, ledger and lease live there.
+    pub namespace: String,
+    /// Only these namespaces are looked after; all when empty.
+    pub namespaces: Vec<String>,
+    /// Name of this replica.
+    pub identity: String,
+    /// A leader that is silent for so long is replaced.
+    pub lease_duration: Duration,
+    /// How many identities are worked on at once.
+    pub concurrency: usize,
+    /// Base URL of the gate, as data planes reach it.
+    pub gate_url: String,
+}
+
+/// Why the process ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The ledger could not be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Leadership was lost: another replica works now, this one starts over.
+    #[error("lost leadership")]
+    LeadershipLost,
+}
+
+/// The incoming end of each queue.
+struct Incoming {
+    authority: mpsc::UnboundedReceiver<(Key, Duration)>,
+    identity: mpsc::UnboundedReceiver<(Key, Duration)>,
+    revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
+    trust: mpsc::UnboundedReceiver<(Key, Duration)>,
+}
+
+/// Runs until `shutdown` is true or leadership is lost. `ready` turns true when the watches are
+/// complete: this replica could take over at once.
+pub async fn run(
+    config: Config,
+    clients: Clients,
+    metrics: Arc<Metrics>,
+    ready: watch::Sender<bool>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let (queues, incoming) = queues();
+    let stores = Stores::default();
+    let mut watches = JoinSet::new();
+    start_watches(&config, &clients.watch, &stores, &queues, &mut watches);
+
+    // Every store is full before anything is decided: an empty one would look like an empty cluster.
+    tokio::select! {
+        () = wait_for_stores(&stores) => {}
+        _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+    }
+    info!(identities = stores.identities.len(), "watches are complete");
+    ready.send_replace(true);
+
+    let (leading, mut leads) = watch::channel(false);
+    let candidate = Candidate {
+        namespace: config.namespace.clone(),
+        lease: "countersign-controller".to_owned(),
+        identity: config.identity.clone(),
+        duration: config.lease_duration,
+    };
+    // The lease is given back only after the loops have ended.
+    let (release, released) = watch::channel(false);
+    let election = tokio::spawn(candidate.run(clients.call.clone(), leading, released));
+    tokio::select! {
+        _ = leads.wait_for(|leads| *leads) => {}
+        _ = shutdown.wait_for(|stop| *stop) => {
+            release.send_replace(true);
+            let _ = election.await;
+            return Ok(());
+        }
+    }
+    metrics.leader.set(1.0);
+
+    let ledger = LedgerHandle::load(clients.call.clone(), &config.namespace).await?;
+    let context = Arc::new(Context {
+        client: clients.call.clone(),
+        namespace: config.namespace.clone(),
+        gate_url: config.gate_url.clone(),
+        events: Events::new(clients.call, "controller", Some(config.identity.clone())),
+        stores,
+        queues,
+        ledger,
+        metrics: metrics.clone(),
+        signing: RwLock::new(HashMap::new()),
+        checked: Mutex::new(HashMap::new()),
+        written: Mutex::new(HashMap::new()),
+        repaired: Mutex::new(HashMap::new()),
+        status_written: Mutex::new(HashMap::new()),
+    });
+    let (stop, stopped) = watch::channel(false);
+    let loops = tokio::spawn(run_loops(context, incoming, config.concurrency, stopped));
+    let lost = tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => false,
+        _ = leads.wait_for(|leads| !*leads) => true,
+    };
+    info!("stopping");
+    stop.send_replace(true);
+    if let Err(error) = loops.await {
+        std::panic::resume_unwind(error.into_panic());
+    }
+    release.send_replace(true);
+    let _ = election.await;
+    metrics.leader.set(0.0);
+    watches.abort_all();
+    if lost { Err(RunError::LeadershipLost) } else { Ok(()) }
+}
+
+fn queues() -> (Queues, Incoming) {
+    let (authority, authority_in) = Queue::new();
+    let (identity, identity_in) = Queue::new();
+    let (revocation, revocation_in) = Queue::new();
+    let (trust, trust_in) = Queue::new();
+    (
+        Queues { authority, identity, revocation, trust },
+        Incoming {
+            authority: authority_in,
+            identity: identity_in,
+            revocation: revocation_in,
+            trust: trust_in,
+        },
+    )
+}
+
+async fn run_loops(
+    context: Arc<Context>,
+    incoming: Incoming,
+    concurrency: usize,
+    stop: watch::Receiver<bool>,
+) {
+    macro_rules! control {
+        ($module:ident, $concurrency:expr) => {{
+            let context = context.clone();
+            let metrics = context.metrics.clone();
+            queue::run(
+                $module::NAME,
+                incoming.$module,
+                $concurrency,
+                metrics,
+                stop.clone(),
+                move |key| $module::reconcile(context.clone(), key),
+            )
+        }};
+    }
+    tokio::join!(
+        control!(authority, 4),
+        control!(identity, concurrency),
+        control!(revocation, 8),
+        control!(trust, 4),
+    );
+}
+
+async fn wait_for_stores(stores: &Stores) {
+    tokio::join!(
+        stores.authorities.ready(),
+        stores.identities.ready(),
+        stores.trusts.ready(),
+        stores.revocations.ready(),
+        stores.secrets.ready(),
+        stores.ingresses.ready(),
+        stores.ingress_classes.ready(),
+        stores.ingress_routes.ready(),
+        stores.tls_options.ready(),
+        stores.middlewares.ready(),
+    );
+}
+
+/// The APIs of a namespaced kind that the configuration covers: one for all namespaces, or one each.
+fn scoped<K>(client: &Client, namespaces: &[String]) -> Vec<Api<K>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    if namespaces.is_empty() {
+        vec![Api::all(client.clone())]
+    } else {
+        namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
+    }
+}
+
+fn scoped_dynamic(
+    client: &Client,
+    namespaces: &[String],
+    resource: &ApiResource,
+) -> Vec<Api<DynamicObject>> {
+    if namespaces.is_empty() {
+        return vec![Api::all_with(client.clone(), resource)];
+    }
+    let one = |namespace: &String| Api::namespaced_with(client.clone(), namespace, resource);
+    namespaces.iter().map(one).collect()
+}
+
+/// managedFields are half of an object's bytes, and nothing here reads them.
+fn slim<K: ResourceExt>(object: &mut K) {
+    object.managed_fields_mut().clear();
+}
+
+fn start_watches(
+    config: &Config,
+    client: &Client,
+    stores: &Stores,
+    queues: &Queues,
+    tasks: &mut JoinSet<()>,
+) {
+    let all = watcher::Config::default().page_size(500);
+    let ours = all.clone().labels(label::SELECTOR);
+
+    let queue = queues.authority.clone();
+    let changed = move |key: &Key, _: Option<&_>| queue.push(key.clone());
+    let api = Api::all(client.clone());
+    tasks.spawn(stores.authorities.watch(api, all.clone(), slim, changed));
+
+    for api in scoped(client, &config.namespaces) {
+        let (queue, identities) = (queues.clone(), stores.identities.clone());
+        let revocations = stores.revocations.clone();
+        let changed = move |key: &Key, previous: Option<&crate::api::ClientIdentity>| {
+            queue.identity.push(key.clone());
+            // Whoever waited for the name of a Secret, before or after the change.
+            let now = identities.get(key);
+            let names = previous.into_iter().chain(now.as_deref()).map(|i| &i.spec.secret_name);
+            for other in names.flat_map(|n| identities.find(&index_key(&key.namespace, n))) {
+                let other = Key::of(&*other);
+                if other != *key && (previous.is_none() || now.is_none()) {
+                    queue.identity.push(other);
+                }
+            }
+            for revocation in revocations.find(&index_key(&key.namespace, &key.name)) {
+                queue.revocation.push(Key::of(&*revocation));
+            }
+        };
+        tasks.spawn(stores.identities.watch(api, all.clone(), slim, changed));
+    }
+    for api in scoped(client, &config.namespaces) {
+        let (queue, revocations) = (queues.clone(), stores.revocations.clone());
+        let changed = move |key: &Key, previous: Option<&crate::api::CertificateRevocation>| {
+            queue.revocation.push(key.clone());
+            let now = revocations.get(key);
+            if let Some(identity) = now
+                .as_deref()
+                .or(previous)
+                .and_then(|revocation| revocation.spec.identity_ref.as_ref())
+            {
+                queue.identity.push(Key::new(&key.namespace, &identity.name));
+            }
+        };
+        tasks.spawn(stores.revocations.watch(api, all.clone(), slim, changed));
+    }
+    for api in scoped(client, &config.namespaces) {
+        let queue = queues.trust.clone();
+        let changed = move |key: &Key, _: Option<&_>| queue.push(key.clone());
+        tasks.spawn(stores.trusts.watch(api, all.clone(), slim, changed));
+    }
+    watch_secrets(config, client, stores, queues, &ours, tasks);
+
+    for api in scoped(client, &config.namespaces) {
+        let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
+        let ingresses = stores.ingresses.clone();
+        let changed = move |key: &Key, previous: Option<&_>| {
+            let now = ingresses.get(key);
+            for ingress in previous.into_iter().chain(now.as_deref()) {
+                for trust in trust::trusts_of_ingress(&trusts.list(), ingress) {
+                    queue.push(trust);
+                }
+            }
+        };
+        tasks.spawn(stores.ingresses.watch(api, all.clone(), slim, changed));
+    }
+    let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
+    let changed =
+        move |_: &Key, _: Option<&_>| trusts.keys().into_iter().for_each(|k| queue.push(k));
+    let api = Api::all(client.clone());
+    tasks.spawn(stores.ingress_classes.watch(api, all.clone(), slim, changed));
+
+    watch_traefik(config, client, stores, queues, &all, &ours, tasks);
+}
+
+/// Metadata of what carries our label: Secrets of identities and trusts, and CA keys.
+fn watch_secrets(
+    config: &Config,
+    client: &Client,
+    stores: &Stores,
+    queues: &Queues,
+    ours: &watcher::Config,
+    tasks: &mut JoinSet<()>,
+) {
+    let mut namespaces = config.namespaces.clone();
+    if !namespaces.is_empty() && !namespaces.contains(&config.namespace) {
+        namespaces.push(config.namespace.clone());
+    }
+    for api in scoped::<PartialObjectMeta<Secret>>(client, &namespaces) {
+        let (queues, home) = (queues.clone(), config.namespace.clone());
+        let (store, identities) = (stores.secrets.clone(), stores.identities.clone());
+        let changed = move |key: &Key, previous: Option<&PartialObjectMeta<Secret>>| {
+            let now = store.get(key);
+            let Some(metadata) = now.as_deref().or(previous).map(|secret| &secret.metadata) else {
+                return;
+            };
+            if key.namespace == home {
+                if let Some(ca) = crate::plan::authority::key_of(metadata) {
+                    queues.authority.push(Key::cluster(&*ca.authority));
+                }
+            }
+            for owner in metadata.owner_references.iter().flatten() {
+                if owner.kind == "ClientTrust" {
+                    queues.trust.push(Key::new(&key.namespace, &owner.name));
+                }
+            }
+            for identity in identities.find(&index_key(&key.namespace, &key.name)) {
+                queues.identity.push(Key::of(&*identity));
+            }
+        };
+        tasks.spawn(stores.secrets.watch(api, ours.clone(), slim, changed));
+    }
+}
+
+fn watch_traefik(
+    config: &Config,
+    client: &Client,
+    stores: &Stores,
+    queues: &Queues,
+    all: &watcher::Config,
+    ours: &watcher::Config,
+    tasks: &mut JoinSet<()>,
+) {
+    let resource = |kind: &str| {
+        ApiResource::from_gvk(&GroupVersionKind::gvk(traefik::GROUP, traefik::VERSION, kind))
+    };
+    for api in scoped_dynamic(client, &config.namespaces, &resource("IngressRoute")) {
+        let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
+        let routes = stores.ingress_routes.clone();
+        let changed = move |key: &Key, previous: Option<&DynamicObject>| {
+            let now = routes.get(key);
+            for route in previous.into_iter().chain(now.as_deref()) {
+                let annotations = route.annotations();
+                let trusts = trusts.list();
+                let keys = trust::trusts_of(
+                    &trusts,
+                    &key.namespace,
+                    "IngressRoute",
+                    &key.name,
+                    annotations,
+                );
+                keys.into_iter().for_each(|trust| queue.push(trust));
+            }
+        };
+        tasks.spawn(stores.ingress_routes.watch(api, all.clone(), slim, changed));
+    }
+    for (kind, store) in [("TLSOption", &stores.tls_options), ("Middleware", &stores.middlewares)] {
+        for api in scoped_dynamic(client, &config.namespaces, &resource(kind)) {
+            let (queue, objects) = (queues.trust.clone(), store.clone());
+            let changed = move |key: &Key, previous: Option<&DynamicObject>| {
+                let now = objects.get(key);
+                let owners = now.as_deref().or(previous).map(|o| o.owner_references().to_vec());
+                for owner in owners.into_iter().flatten() {
+                    queue.push(Key::new(&key.namespace, &owner.name));
+                }
+            };
+            tasks.spawn(store.watch(api, ours.clone(), slim, changed));
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Programs the data planes, and restores what was when a trust is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::context::{Context, Signing};
+use super::error::Error;
+use super::queue::Outcome;
+use crate::api::condition::{PROGRAMMED, READY, Wanted};
+use crate::api::trust::{Reason, TargetReference};
+use crate::api::{ClientTrust, annotation};
+use crate::cluster::Key;
+use crate::cluster::apply::{self, WriteError, write};
+use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
+use crate::plan::trust::{Anchor, Target, World, is_owned, plan, status};
+
+/// The controller's name in logs, metrics and events.
+pub const NAME: &str = "trust";
+
+/// What was read from the data planes is looked at again after this time.
+const RESYNC: Duration = Duration::from_secs(600);
+/// A target that another hand keeps changing is looked at again after this time.
+const CONFLICT: Duration = Duration::from_secs(30);
+/// Annotation of an IngressClass that serves Ingresses without a class.
+const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+/// The annotation that named the class before `spec.ingressClassName` did.
+const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
+
+/// Reconciles one trust.
+pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error> {
+    let trust = context.stores.trusts.get(&key);
+    let trust = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none());
+    detach(&context, &key, trust.as_deref()).await?;
+    let Some(trust) = trust else {
+        context.forget(NAME, &key);
+        return Ok(Outcome::Settled);
+    };
+    if !context.is_current(NAME, &*trust) {
+        return Ok(Outcome::Settled);
+    }
+    let signing: Vec<(&str, Option<Arc<Signing>>)> = trust
+        .spec
+        .authorities
+        .iter()
+        .map(|reference| (reference.name.as_str(), context.signing(&reference.name)))
+        .collect();
+    let routes = host_routes(&context);
+    let world = World {
+        trust: &trust,
+        authorities: signing
+            .iter()
+            .map(|(name, signing)| {
+                let anchor = signing
+                    .as_ref()
+                    .map(|signing| Anchor { bundle: &signing.bundle, crl: &signing.published.pem });
+                (*name, anchor)
+            })
+            .collect(),
+        targets: gather_targets(&context, &trust).await?,
+        routes: &routes,
+        gate_url: &context.gate_url,
+        now: Timestamp::now(),
+    };
+    let plan = plan(&world);
+
+    // First what the targets will refer to, then the targets: never a route that names nothing.
+    let prepared = match put_secret(&context, &trust, plan.secret).await {
+        Ok(()) => put_objects(&context, &trust, &plan.objects).await,
+        Err(error) => Err(error),
+    };
+    let prepared = match prepared {
+        Ok(()) => Ok(()),
+        Err(WriteError::NotOwned(object)) => Err(Wanted::no(
+            PROGRAMMED,
+            Reason::NotOwned.as_str(),
+            format!("{object} exists and is not ours; delete it or rename the ClientTrust"),
+        )),
+        Err(error) => return Err(error.into()),
+    };
+    let mut outcomes = Vec::new();
+    let mut conflict = false;
+    for edit in plan.edits {
+        let outcome = match (&prepared, edit) {
+            (_, Err(refused)) => Err(refused),
+            (Err(unprepared), _) => Err(unprepared.clone()),
+            (Ok(()), Ok(edit)) => carry_out(&context, edit).await?,
+        };
+        conflict |= outcome.is_err();
+        outcomes.push(outcome);
+    }
+    put_status(&context, &trust, &world, &outcomes).await?;
+    Ok(Outcome::After(if conflict { CONFLICT } else { RESYNC }))
+}
+
+/// Changes an object of the user; a conflict is the trust's condition, not an error.
+async fn carry_out(context: &Context, edit: Edit) -> Result<Result<(), Wanted>, Error> {
+    let result = match edit {
+        Edit::Nothing => return Ok(Ok(())),
+        Edit::Apply(body) => match apply::apply_unforced(&context.client, &body).await {
+            Err(WriteError::Conflict { object, message }) => {
+                let message = format!(
+                    "{object}: {message}; remove the field there, or the target from the ClientTrust"
+                );
+                return Ok(Err(Wanted::no(PROGRAMMED, Reason::Conflict.as_str(), message)));
+            }
+            other => other,
+        },
+        Edit::Replace(body) => apply::replace(&context.client, &body).await,
+    };
+    result?;
+    Ok(Ok(()))
+}
+
+/// Takes the trust off objects that carry its mark and are no longer its targets.
+async fn detach(context: &Context, key: &Key, trust: Option<&ClientTrust>) -> Result<(), Error> {
+    for object in routes_of_namespace(context, &key.namespace) {
+        if object["metadata"]["annotations"][annotation::TRUST] != key.name.as_str() {
+            continue;
+        }
+        let still = trust.is_some_and(|trust| {
+            let mut targets = trust.spec.target_refs.iter();
+            targets.any(|target| {
+                object["kind"] == target.kind.as_str()
+                    && object["metadata"]["name"] == target.name.as_str()
+            })
+        });
+        if still {
+            continue;
+        }
+        for plane in DATA_PLANES {
+            let edit = (plane.detach)(&key.name, &key.namespace, &object);
+            if edit != Edit::Nothing {
+                info!(target = %object["metadata"]["name"], "restoring a former target");
+                // A conflict here means that the object changed meanwhile: it is read again.
+                match edit {
+                    Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
+                    Edit::Replace(body) => apply::replace(&context.client, &body).await?,
+                    Edit::Nothing => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn routes_of_namespace(context: &Context, namespace: &str) -> Vec<Value> {
+    let all = all_routes(context);
+    all.into_iter().filter(|object| object["metadata"]["namespace"] == namespace).collect()
+}
+
+fn all_routes(context: &Context) -> Vec<Value> {
+    let ingresses = context.stores.ingresses.list();
+    let routes = context.stores.ingress_routes.list();
+    let mut all: Vec<Value> =
+        ingresses.iter().filter_map(|ingress| serde_json::to_value(&**ingress).ok()).collect();
+    all.extend(routes.iter().filter_map(|route| serde_json::to_value(&**route).ok()));
+    all
+}
+
+fn host_routes(context: &Context) -> Vec<HostRoute> {
+    all_routes(context).iter().flat_map(traefik::host_routes).collect()
+}
+
+async fn gather_targets<'a>(
+    context: &Context,
+    trust: &'a ClientTrust,
+) -> Result<Vec<Target<'a>>, Error> {
+    let namespace = trust.namespace().unwrap_or_default();
+    let mut targets = Vec::new();
+    for reference in &trust.spec.target_refs {
+        let object = read_target(context, &namespace, reference).await?;
+        let data_plane = match &object {
+            Some(object) => data_plane(context, reference, object),
+            None => Err("it does not exist".to_owned()),
+        };
+        targets.push(Target { reference, object, data_plane });
+    }
+    Ok(targets)
+}
+
+async fn read_target(
+    context: &Context,
+    namespace: &str,
+    reference: &TargetReference,
+) -> Result<Option<Value>, Error> {
+    let version = match reference.group.as_str() {
+        "networking.k8s.io" => "v1",
+        _ => traefik::VERSION,
+    };
+    let api_version = format!("{}/{version}", reference.group);
+    let stub = json!({
+        "apiVersion": api_version,
+        "kind": reference.kind,
+        "metadata": {"name": reference.name, "namespace": namespace},
+    });
+    let found = apply::dynamic_api(&context.client, &stub).get_opt(&reference.name).await;
+    let found = found.map_err(|source| Error::Read {
+        object: format!("{} {namespace}/{}", reference.kind, reference.name),
+        source,
+    })?;
+    Ok(found.and_then(|object| {
+        let mut value = serde_json::to_value(&object).ok()?;
+        value["metadata"].as_object_mut()?.remove("managedFields");
+        Some(value)
+    }))
+}
+
+/// Which data plane serves a target follows from the object itself.
+fn data_plane(
+    context: &Context,
+    reference: &TargetReference,
+    object: &Value,
+) -> Result<&'static DataPlane, String> {
+    if reference.kind != "Ingress" {
+        return ingress::by_kind(&reference.group, &reference.kind)
+            .ok_or_else(|| format!("no data plane is known for kind {}", reference.kind));
+    }
+    let named = object["spec"]["ingressClassName"]
+        .as_str()
+        .or_else(|| object["metadata"]["annotations"][CLASS_ANNOTATION].as_str());
+    let class = match named {
+        Some(name) => context
+            .stores
+            .ingress_classes
+            .get(&Key::cluster(name))
+            .ok_or_else(|| format!("its IngressClass {name:?} does not exist"))?,
+        None => {
+            let classes = context.stores.ingress_classes.list();
+            let is_default = |class: &Arc<IngressClass>| {
+                class.annotations().get(DEFAULT_CLASS).is_some_and(|value| value == "true")
+            };
+            classes.into_iter().find(is_default).ok_or_else(|| {
+                "it names no IngressClass and the cluster has no default one".to_owned()
+            })?
+        }
+    };
+    let controller = class.spec.as_ref().and_then(|spec| spec.controller.as_deref());
+    let controller = controller.unwrap_or_default();
+    ingress::by_ingress_controller(controller).ok_or_else(|| {
+        format!(
+            "its IngressClass {:?} is served by {controller:?}, which Countersign can't program",
+            class.name_any()
+        )
+    })
+}
+
+async fn put_secret(
+    context: &Context,
+    trust: &ClientTrust,
+    mut wanted: Secret,
+) -> Result<(), WriteError> {
+    let (namespace, name) = (trust.namespace().unwrap_or_default(), wanted.name_any());
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let object = format!("Secret {name}");
+    let present = api
+        .get_opt(&name)
+        .await
+        .map_err(|source| WriteError::Api { object: object.clone(), source })?;
+    if let Some(present) = present {
+        if !is_owned(trust, &present.metadata) {
+            return Err(WriteError::NotOwned(object));
+        }
+        if present.data == wanted.data && present.metadata.labels == wanted.metadata.labels {
+            return Ok(());
+        }
+        wanted.metadata.resource_version = present.resource_version();
+    }
+    write(&context.client, &wanted).await.map(|_| ())
+}
+
+async fn put_objects(
+    context: &Context,
+    trust: &ClientTrust,
+    objects: &[Value],
+) -> Result<(), WriteError> {
+    for object in objects {
+        let owned = |present: &kube::api::DynamicObject| is_owned(trust, &present.metadata);
+        if apply::ensure(&context.client, object, owned).await? {
+            info!(kind = %object["kind"], name = %object["metadata"]["name"], "programmed");
+        }
+    }
+    Ok(())
+}
+
+async fn put_status(
+    context: &Context,
+    trust: &ClientTrust,
+    world: &World<'_>,
+    outcomes: &[Result<(), Wanted>],
+) -> Result<(), Error> {
+    let wanted = status(world, outcomes);
+    let before = trust.status.clone().unwrap_or_default();
+    if wanted == before {
+        return Ok(());
+    }
+    let namespace = trust.namespace().unwrap_or_default();
+    let api: Api<ClientTrust> = Api::namespaced(context.client.clone(), &namespace);
+    let written = apply::status(&api, &trust.name_any(), &wanted).await?;
+    context.wrote(NAME, &written);
+    let ready = wanted.conditions.iter().find(|condition| condition.type_ == READY);
+    let known = before.conditions.iter().find(|condition| condition.type_ == READY);
+    if let Some(ready) = ready.filter(|r| known.is_none_or(|known| known.reason != r.reason)) {
+        if ready.status == "True" {
+            context.events.normal(trust, "Program", &ready.reason, &ready.message).await;
+        } else {
+            context.events.warning(trust, "Program", &ready.reason, &ready.message).await;
+        }
+    }
+    Ok(())
+}
+
+/// The trusts of an Ingress: those that name it, and the one whose mark it carries.
+pub fn trusts_of_ingress(context_trusts: &[Arc<ClientTrust>], ingress: &Ingress) -> Vec<Key> {
+    let namespace = ingress.namespace().unwrap_or_default();
+    trusts_of(context_trusts, &namespace, "Ingress", &ingress.name_any(), ingress.annotations())
+}
+
+/// The trusts of a route: those that name it, and the one whose mark it carries.
+pub fn trusts_of(
+    trusts: &[Arc<ClientTrust>],
+    namespace: &str,
+    kind: &str,
+    name: &str,
+    annotations: &std::collections::BTreeMap<String, String>,
+) -> Vec<Key> {
+    let naming = trusts.iter().filter(|trust| {
+        trust.namespace().as_deref() == Some(namespace)
+            && trust.spec.target_refs.iter().any(|t| t.kind == kind && t.name == name)
+    });
+    let mut keys: Vec<Key> = naming.map(|trust| Key::of(&**trust)).collect();
+    keys.extend(annotations.get(annotation::TRUST).map(|name| Key::new(namespace, name)));
+    keys
+}

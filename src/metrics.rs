@@ -1,0 +1,148 @@
+//! Prometheus metrics of the controller and the server. Labels are bounded: names of authorities,
+//! controllers and enums, never those of identities.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Label: which authority.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct AuthorityLabel {
+    /// Name of the `ClientAuthority`.
+    pub authority: String,
+}
+
+/// Labels of an issuance.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct IssuanceLabels {
+    /// Name of the `ClientAuthority`.
+    pub authority: String,
+    /// Why it was issued.
+    pub trigger: &'static str,
+}
+
+/// Labels of a reconcile.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReconcileLabels {
+    /// Which controller.
+    pub controller: &'static str,
+    /// `settled` or the category of the error.
+    pub outcome: &'static str,
+}
+
+/// Label: which controller.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ControllerLabel {
+    /// Which controller.
+    pub controller: &'static str,
+}
+
+/// Labels of the gate's answers.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct GateLabels {
+    /// `allowed`, or why not.
+    pub decision: &'static str,
+}
+
+/// All metrics, each made whether this process uses it or not.
+pub struct Metrics {
+    registry: Registry,
+    /// Certificates issued.
+    pub issued: Family<IssuanceLabels, Counter>,
+    /// Certificates revoked.
+    pub revoked: Family<AuthorityLabel, Counter>,
+    /// Reconciles by outcome.
+    pub reconciles: Family<ReconcileLabels, Counter>,
+    /// Seconds per reconcile.
+    pub reconcile_seconds: Family<ControllerLabel, Histogram>,
+    /// CRLs published.
+    pub crl_publications: Family<AuthorityLabel, Counter>,
+    /// CRLs that were not published since they would have lacked a revoked serial.
+    pub crl_guard_trips: Family<AuthorityLabel, Counter>,
+    /// Entries of the published CRL.
+    pub crl_entries: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// Bytes of the published CRL.
+    pub crl_bytes: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// thisUpdate of the published CRL.
+    pub crl_this_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// nextUpdate of the published CRL.
+    pub crl_next_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// End of the CA's validity.
+    pub ca_not_after: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// Is this process the leader?
+    pub leader: Gauge<f64, AtomicU64>,
+    /// The gate's answers.
+    pub gate_decisions: Family<GateLabels, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("countersign"),
+            issued: Family::default(),
+            revoked: Family::default(),
+            reconciles: Family::default(),
+            reconcile_seconds: Family::new_with_constructor(seconds),
+            crl_publications: Family::default(),
+            crl_guard_trips: Family::default(),
+            crl_entries: Family::default(),
+            crl_bytes: Family::default(),
+            crl_this_update: Family::default(),
+            crl_next_update: Family::default(),
+            ca_not_after: Family::default(),
+            leader: Gauge::default(),
+            gate_decisions: Family::default(),
+        };
+        let r = &mut metrics.registry;
+        r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
+        r.register("certificates_revoked", "Certificates revoked", metrics.revoked.clone());
+        r.register("reconciles", "Reconciles by outcome", metrics.reconciles.clone());
+        r.register("reconcile_seconds", "Seconds per reconcile", metrics.reconcile_seconds.clone());
+        r.register("crl_publications", "CRLs published", metrics.crl_publications.clone());
+        r.register(
+            "crl_guard_trips",
+            "CRLs that were not published since they would have lacked a revoked serial",
+            metrics.crl_guard_trips.clone(),
+        );
+        r.register("crl_entries", "Entries of the published CRL", metrics.crl_entries.clone());
+        r.register("crl_bytes", "Bytes of the published CRL", metrics.crl_bytes.clone());
+        r.register(
+            "crl_this_update_timestamp_seconds",
+            "thisUpdate of the published CRL",
+            metrics.crl_this_update.clone(),
+        );
+        r.register(
+            "crl_next_update_timestamp_seconds",
+            "nextUpdate of the published CRL; past it every client is refused",
+            metrics.crl_next_update.clone(),
+        );
+        r.register(
+            "ca_not_after_timestamp_seconds",
+            "End of the CA's validity",
+            metrics.ca_not_after.clone(),
+        );
+        r.register("leader", "1 when this process is the leader", metrics.leader.clone());
+        r.register("gate_decisions", "Answers of the gate", metrics.gate_decisions.clone());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// The text that Prometheus scrapes.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String can't fail");
+        text
+    }
+}
+
+/// The label of an authority.
+pub fn authority(name: &str) -> AuthorityLabel {
+    AuthorityLabel { authority: name.to_owned() }
+}

@@ -1,0 +1,17 @@
+//! What is served over HTTP: health and metrics by every process; CRLs and the gate by the server.
+
+pub mod crl;
+pub mod gate;
+pub mod health;
+pub mod run;
+pub mod view;
+
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+
+/// A time as HTTP writes it (RFC 9110 section 5.6.7).
+fn http_date(time: Timestamp) -> String {
+    DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&time)
+        .unwrap_or_else(|_| String::from("Thu, 01 Jan 1970 00:00:00 GMT"))
+}
