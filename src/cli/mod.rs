@@ -1,5 +1,6 @@
 //! The command line.
 
+mod check;
 pub mod crds;
 
 use std::future::Future;
@@ -36,6 +37,12 @@ enum Command {
     Controller(ControllerArgs),
     /// Run the server: CRLs over HTTP, and the gate that enforces revocation on data planes without CRL support.
     Serve(ServeArgs),
+    /// Ask endpoints over plain HTTP, such as the probes; fails unless every one answers 200.
+    Check {
+        /// An endpoint to ask.
+        #[arg(long = "url", required = true, value_name = "URL")]
+        urls: Vec<String>,
+    },
     /// Print the custom resource definitions, or write one file each into a folder.
     Crds {
         /// The folder; standard output when not given.
@@ -104,6 +111,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Controller(args) => run_controller(args),
         Command::Serve(args) => run_server(args),
+        Command::Check { urls } => check::run(&urls),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
     match result {

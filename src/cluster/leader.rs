@@ -87,10 +87,10 @@ impl Candidate {
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }
-        if leading.send_replace(false) {
-            if let Err(error) = self.release(&api).await {
-                warn!(%error, "failed to release the lease; it will expire");
-            }
+        if leading.send_replace(false)
+            && let Err(error) = self.release(&api).await
+        {
+            warn!(%error, "failed to release the lease; it will expire");
         }
     }
 

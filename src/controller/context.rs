@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
@@ -35,6 +35,8 @@ pub struct Stores {
     pub revocations: Store<CertificateRevocation>,
     /// Metadata of the Secrets that carry our label.
     pub secrets: Store<PartialObjectMeta<Secret>>,
+    /// Metadata of the ConfigMaps that publish CRLs.
+    pub crls: Store<PartialObjectMeta<ConfigMap>>,
     /// All Ingresses.
     pub ingresses: Store<Ingress>,
     /// All IngressClasses.
@@ -60,6 +62,7 @@ impl Default for Stores {
                 Some(index_key(&revocation.namespace()?, &identity.name))
             })),
             secrets: Store::default(),
+            crls: Store::default(),
             ingresses: Store::default(),
             ingress_classes: Store::default(),
             ingress_routes: Store::default(),
@@ -88,6 +91,7 @@ pub struct Queues {
 }
 
 /// A CA that can sign, with its published CRL.
+#[derive(Clone)]
 pub struct Signing {
     /// Which CA.
     pub key: CaKey,

@@ -21,10 +21,13 @@ use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
 use crate::pki::{PrivateKey, Serial};
 use crate::plan::identity::{
-    AuthorityView, Current, Decision, Issuance, Rendered, SecretView, Signer, Trigger, World,
-    decide, holder, ownership, render_bundle, render_secret, status, view_metadata, view_secret,
+    AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder, renewal, status,
 };
 use crate::plan::ledger::{Issued, Record};
+use crate::plan::secret::{
+    Current, Rendered, SecretView, ownership, render_bundle, render_secret, view_metadata,
+    view_secret,
+};
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "identity";
@@ -94,7 +97,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             match issued {
                 Ok(current) => {
                     put_status(&context, &identity, Some(&current), Ok(()), now).await?;
-                    let renewal = crate::plan::identity::renewal(&identity, &current);
+                    let renewal = renewal(&identity, &current);
                     Ok(Outcome::After(until(renewal, now)))
                 }
                 Err(error) => {
@@ -126,12 +129,11 @@ async fn gather_secret(
     let namespace = identity.namespace().unwrap_or_default();
     let name = &identity.spec.secret_name;
     let seen = context.stores.secrets.get(&Key::new(&namespace, name));
-    if let Some(seen) = seen.filter(|seen| !whole && context.is_checked(seen)) {
-        if ownership(identity, &seen.metadata).is_none() {
-            if let Some(current) = view_metadata(&seen.metadata) {
-                return Ok((SecretView::Good(current), None));
-            }
-        }
+    if let Some(seen) = seen.filter(|seen| !whole && context.is_checked(seen))
+        && ownership(identity, &seen.metadata).is_none()
+        && let Some(current) = view_metadata(&seen.metadata)
+    {
+        return Ok((SecretView::Good(current), None));
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let secret = api

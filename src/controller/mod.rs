@@ -2,8 +2,10 @@
 
 pub mod authority;
 pub mod context;
+mod crl;
 pub mod error;
 pub mod identity;
+mod orphans;
 pub mod queue;
 pub mod revocation;
 pub mod run;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::DynamicObject;
 use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
@@ -25,6 +25,7 @@ use crate::cluster::leader::Candidate;
 use crate::cluster::ledger::{LedgerError, LedgerHandle};
 use crate::ingress::traefik;
 use crate::metrics::Metrics;
+use crate::plan::authority::key_of;
 
 /// How the controller is run.
 #[derive(Clone, Debug)]
@@ -189,6 +190,7 @@ async fn wait_for_stores(stores: &Stores) {
         stores.trusts.ready(),
         stores.revocations.ready(),
         stores.secrets.ready(),
+        stores.crls.ready(),
         stores.ingresses.ready(),
         stores.ingress_classes.ready(),
         stores.ingress_routes.ready(),
@@ -283,6 +285,17 @@ fn start_watches(
     }
     watch_secrets(config, client, stores, queues, &ours, tasks);
 
+    let (queue, crls) = (queues.authority.clone(), stores.crls.clone());
+    let changed = move |key: &Key, previous: Option<&PartialObjectMeta<ConfigMap>>| {
+        let now = crls.get(key);
+        let ca = now.as_deref().or(previous).and_then(|crl| key_of(&crl.metadata));
+        ca.into_iter().for_each(|ca| queue.push(Key::cluster(&*ca.authority)));
+    };
+    let api = Api::namespaced(client.clone(), &config.namespace);
+    let selector = format!("{},{}=crl", label::SELECTOR, label::COMPONENT);
+    let crls = all.clone().labels(&selector);
+    tasks.spawn(stores.crls.watch(api, crls, slim, changed));
+
     for api in scoped(client, &config.namespaces) {
         let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
         let ingresses = stores.ingresses.clone();
@@ -326,10 +339,10 @@ fn watch_secrets(
             let Some(metadata) = now.as_deref().or(previous).map(|secret| &secret.metadata) else {
                 return;
             };
-            if key.namespace == home {
-                if let Some(ca) = crate::plan::authority::key_of(metadata) {
-                    queues.authority.push(Key::cluster(&*ca.authority));
-                }
+            if key.namespace == home
+                && let Some(ca) = key_of(metadata)
+            {
+                queues.authority.push(Key::cluster(&*ca.authority));
             }
             for owner in metadata.owner_references.iter().flatten() {
                 if owner.kind == "ClientTrust" {

@@ -173,7 +173,7 @@ pub fn verify(
 
 fn parse(der: &[u8]) -> Result<CertificateRevocationList<'_>, CrlError> {
     match CertificateRevocationList::from_der(der) {
-        Ok((rest, crl)) if rest.is_empty() => Ok(crl),
+        Ok(([], crl)) => Ok(crl),
         Ok(_) => Err(CrlError::Unusable("bytes after the CRL")),
         Err(_) => Err(CrlError::Unusable("not DER of a CertificateList")),
     }

@@ -69,7 +69,7 @@ impl FromStr for Serial {
             .filter(|c| *c != ':')
             .map(|c| c.to_digit(16).map(|d| d as u8).ok_or(InvalidSerial))
             .collect::<Result<_, _>>()?;
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(InvalidSerial);
         }
         let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();

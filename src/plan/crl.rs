@@ -17,6 +17,8 @@ pub struct World<'a> {
     pub ledger: &'a Ledger,
     /// The published CRL.
     pub published: Option<&'a CrlFacts>,
+    /// Does it still stand in the cluster? If somebody deleted it, it is published anew.
+    pub in_service: bool,
     /// When this process last published, if it did.
     pub published_at: Option<Timestamp>,
     /// nextUpdate lies this long after thisUpdate.
@@ -29,20 +31,24 @@ pub struct World<'a> {
     pub now: Timestamp,
 }
 
+/// A CRL to be signed and published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Its number.
+    pub number: CrlNumber,
+    /// Its thisUpdate.
+    pub this_update: Timestamp,
+    /// Its nextUpdate.
+    pub next_update: Timestamp,
+    /// Its entries.
+    pub entries: Vec<Entry>,
+}
+
 /// What to do about the CRL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Sign and publish this one.
-    Publish {
-        /// Its number.
-        number: CrlNumber,
-        /// Its thisUpdate.
-        this_update: Timestamp,
-        /// Its nextUpdate.
-        next_update: Timestamp,
-        /// Its entries.
-        entries: Vec<Entry>,
-    },
+    Publish(Publication),
     /// The published one is good; look again then.
     WaitUntil(Timestamp),
     /// The next one would lack a serial that must stay: keep the published one in service.
@@ -63,7 +69,7 @@ pub fn decide(world: &World<'_>) -> Decision {
         } else {
             refresh_time(published, world.refresh)
         };
-        if world.now < due {
+        if world.in_service && world.now < due {
             return Decision::WaitUntil(due);
         }
     }
@@ -71,12 +77,12 @@ pub fn decide(world: &World<'_>) -> Decision {
     let this_update = world.now.saturating_sub(BACKDATE).unwrap_or(world.now).max(floor);
     let next_update =
         world.now.saturating_add(world.validity).unwrap_or(Timestamp::MAX).min(world.ca_not_after);
-    Decision::Publish {
+    Decision::Publish(Publication {
         number: CrlNumber::next(world.published.map(|published| published.number), world.now),
         this_update: crate::api::condition::truncate(this_update),
         next_update: crate::api::condition::truncate(next_update),
         entries,
-    }
+    })
 }
 
 /// When the published CRL is to be signed anew.
@@ -138,6 +144,7 @@ mod tests {
         World {
             ledger,
             published,
+            in_service: true,
             published_at: None,
             validity: HOUR * 10,
             refresh: HOUR,
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_empty_crl_exists_before_the_first_certificate() {
-        let Decision::Publish { entries, next_update, this_update, .. } =
+        let Decision::Publish(Publication { entries, next_update, this_update, .. }) =
             decide(&world(&ledger(&[]), None, 1000))
         else {
             panic!("not published")
@@ -161,16 +168,25 @@ mod tests {
     fn a_fresh_crl_stays_until_its_refresh() {
         let (ledger, crl) = (ledger(&["0a"]), published(1000, &["0a"]));
         assert_eq!(decide(&world(&ledger, Some(&crl), 1001)), Decision::WaitUntil(second(4600)));
-        assert!(matches!(decide(&world(&ledger, Some(&crl), 4600)), Decision::Publish { .. }));
+        assert!(matches!(decide(&world(&ledger, Some(&crl), 4600)), Decision::Publish(_)));
     }
 
     #[test]
     fn the_first_revocation_publishes_at_once_and_the_next_ones_share() {
         let (ledger, crl) = (ledger(&["0a", "0b"]), published(1000, &["0a"]));
         let mut world = world(&ledger, Some(&crl), 1001);
-        assert!(matches!(decide(&world), Decision::Publish { .. }));
+        assert!(matches!(decide(&world), Decision::Publish(_)));
         world.published_at = Some(second(1000));
         assert_eq!(decide(&world), Decision::WaitUntil(second(1002)));
+    }
+
+    #[test]
+    fn a_crl_that_somebody_deleted_is_published_anew_with_a_higher_number() {
+        let (ledger, crl) = (ledger(&["0a"]), published(1000, &["0a"]));
+        let world = World { in_service: false, ..world(&ledger, Some(&crl), 1001) };
+        let Decision::Publish(publication) = decide(&world) else { panic!("not published") };
+        assert!(publication.number > crl.number);
+        assert_eq!(publication.entries.len(), 1);
     }
 
     #[test]
@@ -185,7 +201,7 @@ mod tests {
     #[test]
     fn the_number_rises_and_this_update_never_falls_when_the_clock_goes_back() {
         let (ledger, crl) = (ledger(&["0a", "0b"]), published(5000, &["0a"]));
-        let Decision::Publish { number, this_update, .. } =
+        let Decision::Publish(Publication { number, this_update, .. }) =
             decide(&world(&ledger, Some(&crl), 1400))
         else {
             panic!("not published")
@@ -197,7 +213,9 @@ mod tests {
     #[test]
     fn no_crl_outlives_its_ca() {
         let ledger = ledger(&[]);
-        let Decision::Publish { next_update, .. } = decide(&world(&ledger, None, 499_000)) else {
+        let Decision::Publish(Publication { next_update, .. }) =
+            decide(&world(&ledger, None, 499_000))
+        else {
             panic!("not published")
         };
         assert_eq!(next_update, second(500_000));

@@ -1,45 +1,30 @@
-//! Does an identity need a certificate, and what does its Secret look like?
+//! Does an identity need a certificate?
 //!
 //! `decide` runs an ordered list of checks over the gathered world; the first that has something to
-//! say decides. `render_*` turn an issued certificate into the objects to write and cannot fail.
+//! say decides.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use kube::{Resource, ResourceExt};
-use rustls_pki_types::CertificateDer;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 
 use super::ledger::CaKey;
+use super::names::parse;
+use super::secret::{Current, SecretView};
 use crate::api::condition::{self, READY, Wanted};
 use crate::api::duration::Duration;
 use crate::api::identity::Reason;
-use crate::api::{ClientIdentity, ClientIdentitySpec, ClientIdentityStatus, annotation, label};
+use crate::api::{ClientIdentity, ClientIdentitySpec, ClientIdentityStatus};
 use crate::pki::authority::CaFacts;
-use crate::pki::inspect::{certificates, inspect_pair};
-use crate::pki::profile::{AlternativeName, Ascii, Profile};
-use crate::pki::verify::verify_client;
-use crate::pki::{PrivateKey, Serial, sha256_hex};
+use crate::pki::profile::Profile;
+use crate::pki::sha256_hex;
 
 /// A certificate is valid from this long before it is made: clocks differ.
 pub const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
 
 /// No certificate is signed for less time than this, the minimum of `spec.duration`.
 pub const SHORTEST: SignedDuration = SignedDuration::from_mins(5);
-
-/// Keys of an identity's Secret.
-pub mod secret_key {
-    /// The certificate, leaf first.
-    pub const CERTIFICATE: &str = "tls.crt";
-    /// The private key, PKCS#8.
-    pub const KEY: &str = "tls.key";
-    /// The trust bundle that verifies peers of the same authority.
-    pub const CA: &str = "ca.crt";
-}
 
 /// Everything that the decision depends on.
 pub struct World<'a> {
@@ -83,40 +68,6 @@ pub struct Signer<'a> {
     pub bundle: &'a str,
     /// URL of its CRL.
     pub crl_url: Option<&'a str>,
-}
-
-/// The Secret that an identity names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretView {
-    /// There is none.
-    Absent,
-    /// It belongs to somebody else; why we think so.
-    Foreign(String),
-    /// It belonged to a deleted identity of the same name and is about to be collected.
-    Leaving,
-    /// It is ours, and what it holds is not a usable certificate; why.
-    Broken(&'static str),
-    /// It is ours and holds a certificate with its key.
-    Good(Current),
-}
-
-/// The certificate in a Secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Current {
-    /// Its serial number.
-    pub serial: Serial,
-    /// SHA-256, lower-case hex.
-    pub fingerprint: String,
-    /// Start of validity.
-    pub not_before: Timestamp,
-    /// End of validity.
-    pub not_after: Timestamp,
-    /// Number of the issuance.
-    pub revision: u32,
-    /// Hash of what it was made from.
-    pub spec_hash: String,
-    /// SHA-256 of the Secret's trust bundle when its data was read; absent when only its metadata was.
-    pub bundle_hash: Option<String>,
 }
 
 /// Why a certificate is issued.
@@ -321,71 +272,6 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// A field of the spec that can't stand in a certificate.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{field}: {why}")]
-pub struct InvalidField {
-    field: &'static str,
-    why: String,
-}
-
-/// Parses the names of a spec. The CRD checks them first; objects that were stored before its rules
-/// were come here all the same.
-pub fn parse(spec: &ClientIdentitySpec) -> Result<Profile, InvalidField> {
-    let invalid = |field, why: String| InvalidField { field, why };
-    let ascii = |field, text: &String| {
-        Ascii::try_from(text.as_str()).map_err(|error| invalid(field, error.to_string()))
-    };
-    let mut names = Vec::new();
-    for dns in &spec.dns_names {
-        names.push(AlternativeName::Dns(ascii("spec.dnsNames", dns)?));
-    }
-    for email in &spec.email_addresses {
-        if !email.contains('@') {
-            let why = format!("{email:?} is not an e-mail address");
-            return Err(invalid("spec.emailAddresses", why));
-        }
-        names.push(AlternativeName::Email(ascii("spec.emailAddresses", email)?));
-    }
-    for uri in &spec.uris {
-        let scheme = uri.split_once(':').map(|(scheme, _)| scheme).unwrap_or_default();
-        let starts = scheme.starts_with(|c: char| c.is_ascii_alphabetic());
-        if !starts || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c)) {
-            let why =
-                format!("{uri:?} is not an absolute URI such as spiffe://example.com/laptop-7");
-            return Err(invalid("spec.uris", why));
-        }
-        names.push(AlternativeName::Uri(ascii("spec.uris", uri)?));
-    }
-    for address in &spec.ip_addresses {
-        let ip = address.parse().map_err(|_| {
-            invalid("spec.ipAddresses", format!("{address:?} is not an IP address"))
-        })?;
-        names.push(AlternativeName::Ip(ip));
-    }
-    if names.is_empty() && spec.common_name.is_none() {
-        let why =
-            "the client has no name: set commonName, dnsNames, emailAddresses, uris or ipAddresses";
-        return Err(invalid("spec", why.to_owned()));
-    }
-    if let Some(before) = spec.renew_before {
-        if before >= spec.duration {
-            let why = format!("{before} is not shorter than spec.duration ({})", spec.duration);
-            return Err(invalid("spec.renewBefore", why));
-        }
-    }
-    if spec.duration.as_secs() < SHORTEST.as_secs() {
-        return Err(invalid("spec.duration", format!("{} is below 5m", spec.duration)));
-    }
-    let subject = spec.subject.clone().unwrap_or_default();
-    Ok(Profile {
-        common_name: spec.common_name.clone(),
-        organization: subject.organizations.into_iter().next(),
-        organizational_unit: subject.organizational_units.into_iter().next(),
-        alternative_names: names,
-    })
-}
-
 /// Hash of what a certificate is made from: when it changes, a new one is issued. It must come out
 /// the same after a restart and an upgrade, so it is taken over JSON of named fields.
 fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) -> String {
@@ -416,168 +302,6 @@ fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) 
     };
     let json = serde_json::to_vec(&input).expect("strings and numbers have a JSON form");
     sha256_hex(&json)[..32].to_owned()
-}
-
-/// Who a Secret belongs to, seen from an identity that names it.
-pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<SecretView> {
-    let controller =
-        secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    match controller {
-        Some(owner) if Some(&owner.uid) == identity.metadata.uid.as_ref() => None,
-        Some(owner)
-            if owner.kind == ClientIdentity::kind(&())
-                && owner.name == identity.name_any()
-                && is_ours(secret) =>
-        {
-            Some(SecretView::Leaving)
-        }
-        Some(owner) => {
-            Some(SecretView::Foreign(format!("controlled by {} {:?}", owner.kind, owner.name)))
-        }
-        // A restored backup comes without owner references: what carries our mark for this very
-        // identity is adopted. Anything else may be somebody's data.
-        None if is_ours(secret) && marked_for(identity, secret) => None,
-        None => {
-            Some(SecretView::Foreign("it carries no owner reference to this ClientIdentity".into()))
-        }
-    }
-}
-
-fn is_ours(secret: &ObjectMeta) -> bool {
-    let labels = secret.labels.as_ref();
-    labels.and_then(|labels| labels.get(label::MANAGED_BY)).map(String::as_str)
-        == Some(label::MANAGED_BY_VALUE)
-}
-
-fn marked_for(identity: &ClientIdentity, secret: &ObjectMeta) -> bool {
-    let annotations = secret.annotations.as_ref();
-    annotations.and_then(|annotations| annotations.get(annotation::IDENTITY))
-        == identity.metadata.name.as_ref()
-}
-
-/// Reads a whole Secret: does it hold a certificate of this CA with its own key?
-pub fn view_secret(
-    identity: &ClientIdentity,
-    secret: Option<&Secret>,
-    trust: Option<&[CertificateDer<'_>]>,
-    now: Timestamp,
-) -> SecretView {
-    let Some(secret) = secret else {
-        return SecretView::Absent;
-    };
-    if let Some(view) = ownership(identity, &secret.metadata) {
-        return view;
-    }
-    let empty = BTreeMap::new();
-    let data = secret.data.as_ref().unwrap_or(&empty);
-    let field = |key: &str| data.get(key).map(|bytes| bytes.0.as_slice()).unwrap_or_default();
-    let chain = field(secret_key::CERTIFICATE);
-    let Ok(facts) = inspect_pair(chain, field(secret_key::KEY)) else {
-        return SecretView::Broken("tls.crt and tls.key are not a certificate and its key");
-    };
-    let Some(noted) = view_metadata(&secret.metadata) else {
-        return SecretView::Broken("annotations are missing");
-    };
-    if (noted.serial, &noted.fingerprint) != (facts.serial, &facts.fingerprint) {
-        return SecretView::Broken("tls.crt is not the certificate that was issued");
-    }
-    // An expired certificate is not broken: it is renewed. One of another CA is told by the hash.
-    let verified_at = now.min(facts.not_after).max(facts.not_before);
-    if let (Some(trust), Ok(chain)) = (trust, certificates(chain)) {
-        let spec_is_same_ca = verify_client(&chain[0], trust, verified_at);
-        if spec_is_same_ca.is_err() {
-            return SecretView::Broken("the published trust does not verify tls.crt");
-        }
-    }
-    SecretView::Good(Current {
-        not_before: facts.not_before,
-        not_after: facts.not_after,
-        bundle_hash: Some(sha256_hex(field(secret_key::CA))),
-        ..noted
-    })
-}
-
-/// Reads the facts that stand in a Secret's annotations.
-pub fn view_metadata(metadata: &ObjectMeta) -> Option<Current> {
-    let annotations = metadata.annotations.as_ref()?;
-    let text = |key: &str| annotations.get(key).map(String::as_str);
-    Some(Current {
-        serial: text(annotation::SERIAL)?.parse().ok()?,
-        fingerprint: text(annotation::FINGERPRINT)?.to_owned(),
-        not_before: text(annotation::NOT_BEFORE)?.parse().ok()?,
-        not_after: text(annotation::NOT_AFTER)?.parse().ok()?,
-        revision: text(annotation::REVISION)?.parse().ok()?,
-        spec_hash: text(annotation::SPEC_HASH)?.to_owned(),
-        bundle_hash: None,
-    })
-}
-
-/// A certificate as it goes into a Secret.
-pub struct Rendered<'a> {
-    /// The certificate's facts.
-    pub current: &'a Current,
-    /// The certificate, PEM.
-    pub certificate: String,
-    /// Its key.
-    pub key: &'a PrivateKey,
-    /// The trust bundle, PEM.
-    pub bundle: &'a str,
-}
-
-/// The Secret of a newly issued certificate: over the present one, when there is one, so that keys,
-/// labels and annotations that others added stay. Key pair and chain change in this one write.
-pub fn render_secret(
-    identity: &ClientIdentity,
-    present: Option<Secret>,
-    rendered: &Rendered<'_>,
-) -> Secret {
-    let mut secret = present.unwrap_or_default();
-    let name = &identity.spec.secret_name;
-    secret.metadata.name = Some(name.clone());
-    secret.metadata.namespace = identity.namespace();
-    secret.metadata.managed_fields = None;
-    secret.metadata.owner_references = Some(vec![owner(identity)]);
-    let labels = secret.metadata.labels.get_or_insert_default();
-    labels.insert(label::MANAGED_BY.to_owned(), label::MANAGED_BY_VALUE.to_owned());
-    let current = rendered.current;
-    let annotations = secret.metadata.annotations.get_or_insert_default();
-    for (key, value) in [
-        (annotation::IDENTITY, identity.name_any()),
-        (annotation::SERIAL, current.serial.to_string()),
-        (annotation::FINGERPRINT, current.fingerprint.clone()),
-        (annotation::NOT_BEFORE, current.not_before.to_string()),
-        (annotation::NOT_AFTER, current.not_after.to_string()),
-        (annotation::REVISION, current.revision.to_string()),
-        (annotation::SPEC_HASH, current.spec_hash.clone()),
-    ] {
-        annotations.insert(key.to_owned(), value);
-    }
-    if secret.type_.is_none() {
-        secret.type_ = Some("kubernetes.io/tls".to_owned());
-    }
-    let data = secret.data.get_or_insert_default();
-    let certificate = rendered.certificate.clone().into_bytes();
-    data.insert(secret_key::CERTIFICATE.to_owned(), ByteString(certificate));
-    data.insert(secret_key::KEY.to_owned(), ByteString(rendered.key.to_pem().as_bytes().to_vec()));
-    data.insert(secret_key::CA.to_owned(), ByteString(rendered.bundle.as_bytes().to_vec()));
-    secret
-}
-
-/// The present Secret with the published trust bundle.
-pub fn render_bundle(mut present: Secret, bundle: &str) -> Secret {
-    let data = present.data.get_or_insert_default();
-    data.insert(secret_key::CA.to_owned(), ByteString(bundle.as_bytes().to_vec()));
-    present.metadata.managed_fields = None;
-    present
-}
-
-fn owner(identity: &ClientIdentity) -> OwnerReference {
-    OwnerReference {
-        block_owner_deletion: Some(true),
-        ..identity
-            .controller_owner_ref(&())
-            .expect("an identity that was read from the API server has a name and a UID")
-    }
 }
 
 /// The status of an identity: what its Secret holds, and whether that is as the spec wants it.
@@ -622,17 +346,20 @@ pub fn holder(identity: &ClientIdentity) -> super::ledger::Holder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::api::AuthorityReference;
     use crate::pki::authority::tests::{instant, sample};
     use crate::pki::issue::{IssueRequest, issue};
-    use crate::pki::{CertificateAuthority, inspect};
+    use crate::pki::{CertificateAuthority, PrivateKey, Serial, inspect};
+    use crate::plan::secret::{Rendered, render_secret, view_metadata, view_secret};
+    use k8s_openapi::ByteString;
+    use k8s_openapi::api::core::v1::Secret;
     use proptest::prelude::*;
 
     const NOW: &str = "2026-05-01T10:00:00Z";
 
-    fn identity() -> ClientIdentity {
+    pub(crate) fn identity() -> ClientIdentity {
         let mut identity = ClientIdentity::new(
             "laptop-7",
             ClientIdentitySpec {
@@ -751,7 +478,7 @@ mod tests {
         let fixture = Fixture::new();
         let secret = fixture.issued();
         let view = fixture.view(&secret);
-        let mut world = fixture.world(view.clone());
+        let mut world = fixture.world(view);
         let Decision::Keep { current, renewal } = decide(&world) else {
             panic!("planned again after its own issuance: {:?}", decide(&world))
         };
@@ -906,28 +633,6 @@ mod tests {
             };
             assert_eq!(got, reason);
             assert!(message.contains(words), "{message}");
-        }
-    }
-
-    #[test]
-    fn invalid_names_are_refused_by_field() {
-        let changes: [(&str, fn(&mut ClientIdentitySpec)); 7] = [
-            ("spec.uris", |spec| spec.uris = vec!["no scheme".into()]),
-            ("spec.uris", |spec| spec.uris = vec!["spiffe://example.com/ä".into()]),
-            ("spec.emailAddresses", |spec| spec.email_addresses = vec!["ada".into()]),
-            ("spec.ipAddresses", |spec| spec.ip_addresses = vec!["10.0.0".into()]),
-            ("spec.dnsNames", |spec| spec.dns_names = vec!["ä.example.com".into()]),
-            ("spec.renewBefore", |spec| spec.renew_before = Some(Duration::from_hours(24))),
-            ("spec.duration", |spec| {
-                spec.renew_before = None;
-                spec.duration = Duration::from_secs(60);
-            }),
-        ];
-        for (field, change) in changes {
-            let mut spec = identity().spec;
-            change(&mut spec);
-            let error = parse(&spec).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{field}: ")), "{field}: {error}");
         }
     }
 

@@ -5,5 +5,7 @@ pub mod authority;
 pub mod crl;
 pub mod identity;
 pub mod ledger;
+pub mod names;
 pub mod revocation;
+pub mod secret;
 pub mod trust;

@@ -84,10 +84,10 @@ pub fn plan(world: &World<'_>) -> Plan {
     let mut edits = Vec::new();
     for target in &world.targets {
         edits.push(edit(&request, target).inspect(|_| {
-            if let Ok(plane) = target.data_plane {
-                if planes.iter().all(|known| known.name != plane.name) {
-                    planes.push(plane);
-                }
+            if let Ok(plane) = target.data_plane
+                && planes.iter().all(|known| known.name != plane.name)
+            {
+                planes.push(plane);
             }
         }));
     }

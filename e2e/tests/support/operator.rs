@@ -1,0 +1,63 @@
+//! The operator as a process: what runs in the pod, without the pod.
+
+use std::fs::{self, OpenOptions};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::control_plane::{ControlPlane, Process, binary, free_ports};
+
+/// Namespace of the operator in tests.
+pub const NAMESPACE: &str = "countersign";
+
+/// A running controller.
+pub struct Operator {
+    process: Process,
+    log: PathBuf,
+    pub health_port: u16,
+}
+
+impl Operator {
+    /// Starts a controller that works as the user `operator`. Its log is appended to.
+    pub fn start(plane: &ControlPlane) -> Self {
+        Self::start_as(plane, "controller", &[])
+    }
+
+    /// Starts a replica of this name with further arguments.
+    pub fn start_as(plane: &ControlPlane, replica: &str, arguments: &[&str]) -> Self {
+        let log = plane.folder().join(format!("{replica}.log"));
+        let file = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
+        let [health_port] = free_ports();
+        let child = Command::new(binary())
+            .args(["controller", "--replica", replica, "--lease-seconds", "6"])
+            .arg(format!("--health-listen=127.0.0.1:{health_port}"))
+            .args(["--log-level", "info,countersign=debug"])
+            .args(arguments)
+            .env("KUBECONFIG", plane.kubeconfig("operator"))
+            .env_remove("POD_NAMESPACE")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a log"))
+            .stderr(file)
+            .spawn()
+            .expect("the operator starts");
+        Self { process: Process(child), log, health_port }
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Ends it without warning.
+    pub fn kill(mut self) {
+        self.process.0.kill().expect("it runs");
+        self.process.0.wait().expect("it ends");
+    }
+
+    /// Asks it to end, by SIGTERM, and returns its exit status.
+    pub fn stop(mut self) -> std::process::ExitStatus {
+        let pid = self.process.0.id().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(status.success());
+        self.process.0.wait().expect("it ends")
+    }
+}

@@ -1,0 +1,108 @@
+//! Revokes the certificates of identities that are gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::ListParams;
+use tracing::{info, warn};
+
+use super::context::Context;
+use super::error::Error;
+use crate::api::condition::truncate;
+use crate::api::revocation::RevocationReason;
+use crate::api::{ClientIdentity, annotation};
+use crate::cluster::Key;
+use crate::metrics::authority as label;
+use crate::pki::Serial;
+use crate::plan::ledger::{CaKey, Issued, Record, Revoked};
+
+/// Revokes every live certificate whose identity is gone: no finalizer is needed, so also when this
+/// process was down at the time or the whole namespace was wiped. The store only suggests; a
+/// consistent list decides.
+pub(super) async fn revoke_orphans(
+    context: &Context,
+    key: &CaKey,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let mut suspects: BTreeMap<String, Vec<Issued>> = BTreeMap::new();
+    context.ledger.read(key, |ledger| {
+        for issued in ledger.live(now) {
+            let holder = &issued.holder;
+            let identity =
+                context.stores.identities.get(&Key::new(&*holder.namespace, &*holder.name));
+            let alive = identity.is_some_and(|i| i.metadata.uid.as_deref() == Some(&*holder.uid));
+            if !alive {
+                suspects.entry(holder.namespace.to_string()).or_default().push(issued.clone());
+            }
+        }
+    });
+    for (namespace, issued) in suspects {
+        let api: Api<ClientIdentity> = Api::namespaced(context.client.clone(), &namespace);
+        let present = match api.list(&ListParams::default()).await {
+            Ok(list) => list.items,
+            // A namespace that the operator may no longer look into: nothing is known, so nothing
+            // is revoked.
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                warn!(
+                    namespace,
+                    "may not list ClientIdentities; their certificates stay as they are"
+                );
+                continue;
+            }
+            Err(source) => {
+                let object = format!("ClientIdentities of namespace {namespace}");
+                return Err(Error::Read { object, source });
+            }
+        };
+        let uids: HashSet<_> =
+            present.iter().filter_map(|identity| identity.metadata.uid.as_deref()).collect();
+        let adopted = adopted_serials(context, &namespace, &present);
+        let gone: Vec<_> = issued
+            .into_iter()
+            .filter(|issued| !uids.contains(&*issued.holder.uid))
+            .filter(|issued| !adopted.contains(&issued.serial))
+            .collect();
+        if gone.is_empty() {
+            continue;
+        }
+        let records = gone.iter().map(|issued| {
+            Record::Revoked(Revoked {
+                serial: issued.serial,
+                revoked_at: truncate(now),
+                reason: Some(RevocationReason::CessationOfOperation.code()),
+            })
+        });
+        context.ledger.record(key, records.collect()).await?;
+        context.metrics.revoked.get_or_create(&label(&key.authority)).inc_by(gone.len() as u64);
+        for issued in &gone {
+            let holder = format!("{namespace}/{}", issued.holder.name);
+            info!(serial = %issued.serial, holder, "revoked: the ClientIdentity is gone");
+        }
+    }
+    Ok(())
+}
+
+/// Serials that a restored identity (same name, new UID) carries on in its Secret.
+fn adopted_serials(
+    context: &Context,
+    namespace: &str,
+    present: &[ClientIdentity],
+) -> BTreeSet<Serial> {
+    let names = present.iter().map(|identity| &identity.spec.secret_name);
+    names
+        .filter_map(|name| context.stores.secrets.get(&Key::new(namespace, name)))
+        .filter(|secret| {
+            // A Secret that a deleted identity still controls is being collected, not carried on.
+            let owners = secret.metadata.owner_references.iter().flatten();
+            let mut controllers = owners.filter(|owner| owner.controller == Some(true));
+            controllers.all(|owner| {
+                present.iter().any(|identity| Some(&owner.uid) == identity.metadata.uid.as_ref())
+            })
+        })
+        .filter_map(|secret| {
+            let annotations = secret.metadata.annotations.as_ref()?;
+            annotations.get(annotation::SERIAL)?.parse().ok()
+        })
+        .collect()
+}
