@@ -1,0 +1,36 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench crds image clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
+
+demo: ## the quick start in a kind cluster, step by step; KEEP=1 leaves it up
+	@e2e/demo
+
+test: ## every test, in a kind cluster too; KEEP=1 leaves it up
+	@e2e/suite
+
+lint: ## formatting, clippy, the chart, licences and advisories (with cargo-deny), shell scripts (with shellcheck)
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	"$$(e2e/kind/cluster tools helm)/helm" lint --strict charts/countersign
+	! command -v cargo-deny >/dev/null || cargo deny --locked check
+	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/traefik/install e2e/kind/{cluster,test}
+
+bench: ## measurements, with cert-manager in the same run
+	@e2e/bench/run
+
+crds: ## write the custom resource definitions anew, in both places
+	cargo run --locked --quiet -- crds --output crds
+	cp crds/*.yaml charts/countersign/crd-files/
+
+image: ## the operator's image countersign:dev, in the cluster's engine
+	e2e/kind/cluster up
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --release --bin countersign --target x86_64-unknown-linux-gnu
+	install -D -m 755 target/x86_64-unknown-linux-gnu/release/countersign target/image/countersign
+	e2e/kind/cluster build countersign:dev target/image Dockerfile
+
+clean: ## remove what was built here; the cluster's cache stays
+	e2e/kind/cluster down
+	cargo clean
