@@ -2,7 +2,7 @@
 # What every part shares: where things are, how to speak, how to fail. Sourced by ../cluster.
 
 checkout=$(cd "$here/../.." && pwd)
-cache=${COUNTERSIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/countersign}
+cache=$(realpath -m "${COUNTERSIGN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/countersign}")
 target=$checkout/target/kind
 logs=$target/logs
 kubeconfig=$target/kubeconfig
