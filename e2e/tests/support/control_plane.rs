@@ -23,7 +23,7 @@ pub struct ControlPlane {
     url: String,
     ca_pem: String,
     // The order counts: the API server ends before its etcd.
-    _apiserver: Process,
+    apiserver: Process,
     _etcd: Process,
 }
 
@@ -87,7 +87,7 @@ impl ControlPlane {
                 "--authorization-mode=RBAC".to_owned(),
                 format!("--service-account-issuer=https://127.0.0.1:{port}"),
                 format!("--service-account-signing-key-file={}", file("sa.key")),
-                format!("--service-account-key-file={}", file("sa.key")),
+                format!("--service-account-key-file={}", file("sa.pub")),
                 "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
                 // There is no controller manager that would make the default ServiceAccounts.
                 "--disable-admission-plugins=ServiceAccount".to_owned(),
@@ -96,11 +96,11 @@ impl ControlPlane {
                 "--audit-log-mode=blocking".to_owned(),
             ]),
         );
-        let plane = Self {
+        let mut plane = Self {
             url: format!("https://127.0.0.1:{port}"),
             ca_pem,
             folder,
-            _apiserver: apiserver,
+            apiserver,
             _etcd: etcd,
         };
         plane.wait_until_ready().await;
@@ -192,7 +192,7 @@ impl ControlPlane {
         }
     }
 
-    async fn wait_until_ready(&self) {
+    async fn wait_until_ready(&mut self) {
         let client = self.client().await;
         let started = Instant::now();
         loop {
@@ -200,8 +200,9 @@ impl ControlPlane {
             if client.request_text(request).await.is_ok() {
                 return;
             }
+            let ended = self.apiserver.0.try_wait().expect("a child");
             assert!(
-                started.elapsed() < Duration::from_secs(60),
+                ended.is_none() && started.elapsed() < Duration::from_secs(60),
                 "kube-apiserver is not ready: {}",
                 fs::read_to_string(self.folder.path().join("kube-apiserver.log"))
                     .unwrap_or_default()
@@ -241,10 +242,12 @@ fn write_credentials(folder: &Path) -> String {
     let mut server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let server = server.signed_by(&key, &ca).expect("a certificate");
+    let service_accounts = KeyPair::generate().expect("a key");
     let files = [
         ("server.crt", server.pem()),
         ("server.key", key.serialize_pem()),
-        ("sa.key", KeyPair::generate().expect("a key").serialize_pem()),
+        ("sa.key", service_accounts.serialize_pem()),
+        ("sa.pub", service_accounts.public_key_pem()),
         (
             "tokens.csv",
             "admin-token,admin,1,\"system:masters\"\noperator-token,operator,2,\"system:masters\"\n"
