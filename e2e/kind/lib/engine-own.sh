@@ -150,7 +150,7 @@ own_remove_cgroups() {
 # in a network namespace that has no way out.) A range that the host already routes somewhere is in use by someone else: left alone.
 add_dead_bridge() {
   local range
-  [[ -d /sys/class/net/$dead_bridge ]] || ip link add "$dead_bridge" type bridge
+  has_dead_bridge || ip link add "$dead_bridge" type bridge
   ip link set "$dead_bridge" up
   for range in "$service_range" "$pod_range"; do
     case $(ip route show exact "$range") in
@@ -161,4 +161,6 @@ add_dead_bridge() {
   done
 }
 
-remove_dead_bridge() { [[ ! -d /sys/class/net/$dead_bridge ]] || ip link del "$dead_bridge"; }
+has_dead_bridge() { ip link show dev "$dead_bridge" >/dev/null 2>&1; }
+
+remove_dead_bridge() { ! has_dead_bridge || ip link del "$dead_bridge"; }
