@@ -5,6 +5,7 @@
 
 pub mod control_plane;
 pub mod operator;
+pub mod servers;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
