@@ -1,1 +1,716 @@
-//! Tests.
+//! The whole thing in a cluster: installed by the chart, with the chart's rights, behind a real
+//! Traefik, asked by a real curl from outside. `e2e/setup` brings the cluster to where these start.
+//! Some of them disturb the installation: run them one at a time.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use countersign::api::condition::{ACCEPTED, PROGRAMMED, PUBLISHED, READY, REVOCATION_ENFORCED};
+use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::api::{DynamicObject, ListParams, LogParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client, Config, ResourceExt};
+use serde_json::json;
+use tempfile::TempDir;
+
+use support::servers::{Answer, curl_with, write_files, write_server_certificate_for};
+use support::{
+    condition, create, delete, eventually, kubectl, namespace, patch, program, root, wait_for,
+};
+
+const OPERATOR: &str = "countersign";
+const CONTROLLER: &str = "system:serviceaccount:countersign:countersign-controller";
+const SERVER: &str = "system:serviceaccount:countersign:countersign-server";
+
+async fn client() -> Client {
+    Client::try_default().await.expect("KUBECONFIG names a cluster; `make test` sees to that")
+}
+
+/// A web shop of its own behind Traefik, in a namespace of its own, as `examples/` has it.
+struct Shop {
+    client: Client,
+    namespace: String,
+    host: String,
+    files: TempDir,
+}
+
+impl Shop {
+    async fn open(prefix: &str) -> Self {
+        let client = client().await;
+        let namespace = namespace(&client, prefix).await;
+        let host = format!("{namespace}.example.com");
+        let files = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");
+        write_server_certificate_for(files.path(), &host);
+        let shop = Self { client, namespace, host, files };
+        let pem = shop.path("server.pem").display().to_string();
+        let ns = shop.namespace.as_str();
+        kubectl(
+            &[
+                "-n",
+                ns,
+                "create",
+                "secret",
+                "tls",
+                "shop-server-tls",
+                "--cert",
+                &pem,
+                "--key",
+                &pem,
+            ],
+            "",
+        );
+        kubectl(&["apply", "-f", "-"], &shop.example("03-backend.yaml"));
+        kubectl(&["-n", ns, "rollout", "status", "deployment/shop", "--timeout", "120s"], "");
+        shop.until("the open shop answers", None, 200).await;
+        shop
+    }
+
+    /// An example, with this shop's namespace and host instead of the quick start's.
+    fn example(&self, file: &str) -> String {
+        let text = fs::read_to_string(root().join("examples").join(file)).expect("an example");
+        text.replace("countersign-quickstart", &self.namespace)
+            .replace("shop.example.com", &self.host)
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    /// An authority named after the namespace, so that tests do not meet.
+    async fn authority(&self, suffix: &str) -> String {
+        let name = format!("{}-{suffix}", self.namespace);
+        let api: Api<ClientAuthority> = Api::all(self.client.clone());
+        create(
+            &api,
+            &format!(
+                "{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: {suffix}}}}}}}"
+            ),
+        )
+        .await;
+        wait_for(&api, &name, READY, "True", "Ready").await;
+        name
+    }
+
+    async fn identity(&self, name: &str, authority: &str) {
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: {authority}}}, commonName: {name}, \
+             uris: [\"spiffe://example.com/{name}\"], secretName: {name}-tls}}}}"
+        );
+        create(&self.api::<ClientIdentity>(), &yaml).await;
+        wait_for(&self.api::<ClientIdentity>(), name, READY, "True", "Issued").await;
+        self.fetch(name).await;
+    }
+
+    /// Puts what is in an identity's Secret now where curl finds it.
+    async fn fetch(&self, name: &str) {
+        let secret = self.api::<Secret>().get(&format!("{name}-tls")).await.expect("a Secret");
+        fs::create_dir_all(self.path(name)).expect("a folder");
+        write_files(&secret, &["tls.crt", "tls.key"], &self.path(name));
+    }
+
+    fn ask(&self, identity: Option<&str>, header: Option<&str>) -> Answer {
+        let folder = identity.map(|name| self.path(name));
+        let ca = self.path("server.pem");
+        curl_with(&self.host, &ca, folder.as_deref(), header)
+    }
+
+    async fn until(&self, what: &str, identity: Option<&str>, status: u16) {
+        eventually(&format!("{what} ({status})"), || async {
+            (self.ask(identity, None).status == status).then_some(())
+        })
+        .await;
+    }
+
+    async fn revoke(&self, identity: &str) {
+        let yaml = format!(
+            "{{metadata: {{name: {identity}}}, spec: {{identityRef: {{name: {identity}}}}}}}"
+        );
+        create(&self.api::<CertificateRevocation>(), &yaml).await;
+    }
+
+    /// What the backend was told of the client.
+    fn told(answer: &Answer) -> String {
+        let line = answer.body.lines().find_map(|line| line.strip_prefix("You are: "));
+        line.unwrap_or_else(|| panic!("not the shop's answer: {answer:?}")).to_owned()
+    }
+
+    async fn close(self) {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(&self.namespace, &Default::default()).await.expect("deleted");
+    }
+}
+
+fn trust_yaml(authority: &str, target: &str, mode: &str) -> String {
+    format!(
+        "{{metadata: {{name: clients}}, spec: {{authorities: [{{name: {authority}}}], targetRefs: [{target}], mode: {mode}}}}}"
+    )
+}
+
+const INGRESS: &str = "{group: networking.k8s.io, kind: Ingress, name: shop}";
+const INGRESS_ROUTE: &str = "{group: traefik.io, kind: IngressRoute, name: shop}";
+
+#[tokio::test]
+async fn a1_the_examples_work_as_they_are() {
+    let client = client().await;
+    kubectl(&["delete", "namespace", "countersign-quickstart", "--ignore-not-found", "--wait"], "");
+    let files = tempfile::tempdir().expect("a folder");
+    write_server_certificate_for(files.path(), "shop.example.com");
+    let apply = |file: &str| {
+        let path = root().join("examples").join(file).display().to_string();
+        kubectl(&["apply", "-f", &path], "");
+    };
+    for file in ["00-namespace.yaml", "01-authority.yaml", "02-identity.yaml"] {
+        apply(file);
+    }
+    let pem = files.path().join("server.pem").display().to_string();
+    let ns = "countersign-quickstart";
+    kubectl(
+        &["-n", ns, "create", "secret", "tls", "shop-server-tls", "--cert", &pem, "--key", &pem],
+        "",
+    );
+    apply("03-backend.yaml");
+    apply("04-trust.yaml");
+    apply("05-ingressroute.yaml");
+    let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), ns);
+    let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), ns);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), ns);
+    wait_for(&identities, "laptop", READY, "True", "Issued").await;
+    for trust in ["shop", "catalogue"] {
+        wait_for(&trusts, trust, READY, "True", "Programmed").await;
+    }
+    write_files(
+        &secrets.get("laptop-tls").await.expect("a Secret"),
+        &["tls.crt", "tls.key"],
+        files.path(),
+    );
+    let ca = files.path().join("server.pem");
+    let shop =
+        |identity: bool| curl_with("shop.example.com", &ca, identity.then_some(files.path()), None);
+    eventually("the laptop is let in", || async { (shop(true).status == 200).then_some(()) }).await;
+    eventually("nobody else is", || async { (shop(false).status == 0).then_some(()) }).await;
+
+    let started = Instant::now();
+    apply("06-revocation.yaml");
+    eventually("the stolen laptop is refused", || async {
+        (shop(true).status == 403).then_some(())
+    })
+    .await;
+    println!("refused {:.1} s after the revocation was applied", started.elapsed().as_secs_f64());
+    let revocations: Api<CertificateRevocation> = Api::namespaced(client.clone(), ns);
+    wait_for(&revocations, "laptop-stolen", PUBLISHED, "True", "Published").await;
+    kubectl(&["delete", "namespace", ns, "--wait=false"], "");
+}
+
+/// The same story for every kind of target that Traefik serves.
+async fn story(prefix: &str, target: &str) {
+    let shop = Shop::open(prefix).await;
+    if target == INGRESS_ROUTE {
+        use_ingress_route(&shop).await;
+    }
+    let staff = shop.authority("staff").await;
+    let strangers = shop.authority("strangers").await;
+    for (name, authority) in
+        [("good", &staff), ("stolen", &staff), ("lost", &staff), ("stranger", &strangers)]
+    {
+        shop.identity(name, authority).await;
+    }
+    let before = target_object(&shop, target).await;
+    let trusts = shop.api::<ClientTrust>();
+    create(&trusts, &trust_yaml(&staff, target, "Required")).await;
+    let trust = wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    let status = trust.status.expect("a status");
+    let conditions = &status.targets[0].conditions;
+    for (type_, reason) in
+        [(ACCEPTED, "Programmed"), (PROGRAMMED, "Programmed"), (REVOCATION_ENFORCED, "ViaGate")]
+    {
+        let found = condition(conditions, type_).expect(type_);
+        assert_eq!((found.status.as_str(), found.reason.as_str()), ("True", reason), "{type_}");
+    }
+
+    // No certificate, a valid one, one of another CA.
+    shop.until("no certificate is refused in the handshake", None, 0).await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+    let told = Shop::told(&shop.ask(Some("good"), None));
+    assert!(
+        told.contains("CN%3Dgood") && told.contains("spiffe%3A%2F%2Fexample.com%2Fgood"),
+        "{told}"
+    );
+    assert_eq!(shop.ask(Some("stranger"), None).status, 0, "another CA");
+
+    // A header that the client forged does not reach the backend.
+    let forged = "X-Forwarded-Tls-Client-Cert-Info: Subject=\"CN=admin\"";
+    let told = Shop::told(&shop.ask(Some("good"), Some(forged)));
+    assert!(told.contains("CN%3Dgood") && !told.contains("admin"), "{told}");
+
+    // Rotated: the old and the new certificate are good.
+    delete(&shop.api::<Secret>(), "good-tls").await;
+    eventually("the Secret is back", || async {
+        shop.api::<Secret>().get_opt("good-tls").await.expect("an answer")
+    })
+    .await;
+    assert_eq!(shop.ask(Some("good"), None).status, 200, "the superseded certificate");
+    let old = fs::read(shop.path("good/tls.crt")).expect("a certificate");
+    shop.fetch("good").await;
+    assert_ne!(fs::read(shop.path("good/tls.crt")).expect("a certificate"), old);
+    assert_eq!(shop.ask(Some("good"), None).status, 200, "the new certificate");
+
+    // Revoked, by a CertificateRevocation and by deleting the identity.
+    assert_eq!(shop.ask(Some("stolen"), None).status, 200);
+    let started = Instant::now();
+    shop.revoke("stolen").await;
+    shop.until("a revoked certificate is refused", Some("stolen"), 403).await;
+    println!("{prefix}: refused {:.1} s after the revocation", started.elapsed().as_secs_f64());
+    assert!(shop.ask(Some("stolen"), None).body.contains("revoked"));
+    delete(&shop.api::<ClientIdentity>(), "lost").await;
+    shop.until("the certificate of a deleted identity is refused", Some("lost"), 403).await;
+    assert_eq!(shop.ask(Some("good"), None).status, 200, "nobody else is refused");
+
+    // Revoked, then reissued: the new one is good, the old one stays dead.
+    delete(&shop.api::<CertificateRevocation>(), "stolen").await;
+    wait_for(&shop.api::<ClientIdentity>(), "stolen", READY, "True", "Issued").await;
+    assert_eq!(shop.ask(Some("stolen"), None).status, 403, "the revoked certificate");
+    shop.fetch("stolen").await;
+    shop.until("the reissued certificate is let in", Some("stolen"), 200).await;
+
+    // Optional: without a certificate one gets in, and forging gains nothing.
+    patch(&trusts, "clients", json!({"spec": {"mode": "Optional"}})).await;
+    shop.until("no certificate is let in when it is optional", None, 200).await;
+    let told = Shop::told(&shop.ask(None, Some(forged)));
+    assert!(!told.contains("admin"), "{told}");
+    let certificate = fs::read_to_string(shop.path("good/tls.crt")).expect("a certificate");
+    let der: String = certificate.lines().filter(|line| !line.starts_with("---")).collect();
+    let told = Shop::told(&shop.ask(None, Some(&format!("X-Forwarded-Tls-Client-Cert: {der}"))));
+    assert!(!told.contains("good"), "{told}");
+    assert_eq!(
+        shop.ask(Some("stranger"), None).status,
+        0,
+        "a bad certificate is refused all the same"
+    );
+    assert_eq!(shop.ask(Some("lost"), None).status, 403, "and so is a revoked one");
+
+    // Deleted: the target is what it was, and open again.
+    delete(&trusts, "clients").await;
+    shop.until("the shop is open again", None, 200).await;
+    eventually("the target is restored", || async {
+        (target_object(&shop, target).await == before).then_some(())
+    })
+    .await;
+    shop.close().await;
+}
+
+/// What of a target a trust may change.
+async fn target_object(shop: &Shop, target: &str) -> serde_json::Value {
+    let (annotations, spec) = if target == INGRESS_ROUTE {
+        let route = ingress_routes(shop).get("shop").await.expect("an IngressRoute");
+        (route.annotations().clone(), route.data["spec"].clone())
+    } else {
+        let ingress = shop.api::<Ingress>().get("shop").await.expect("an Ingress");
+        (ingress.annotations().clone(), json!(ingress.spec))
+    };
+    let mut annotations = annotations;
+    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    json!({"annotations": annotations, "spec": spec})
+}
+
+fn ingress_routes(shop: &Shop) -> Api<DynamicObject> {
+    let resource =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("traefik.io", "v1alpha1", "IngressRoute"));
+    Api::namespaced_with(shop.client.clone(), &shop.namespace, &resource)
+}
+
+/// Puts an IngressRoute in the place of the shop's Ingress.
+async fn use_ingress_route(shop: &Shop) {
+    delete(&shop.api::<Ingress>(), "shop").await;
+    let yaml = format!(
+        "{{apiVersion: traefik.io/v1alpha1, kind: IngressRoute, metadata: {{name: shop, namespace: {}}}, \
+         spec: {{entryPoints: [websecure], routes: [{{kind: Rule, match: 'Host(`{}`)', services: [{{name: shop, port: http}}]}}], \
+         tls: {{secretName: shop-server-tls}}}}}}",
+        shop.namespace, shop.host
+    );
+    kubectl(&["apply", "-f", "-"], &yaml);
+    shop.until("the IngressRoute answers", None, 200).await;
+}
+
+#[tokio::test]
+async fn b1_an_ingress_of_traefik() {
+    story("ingress", INGRESS).await;
+}
+
+#[tokio::test]
+async fn b2_an_ingress_route_of_traefik() {
+    story("route", INGRESS_ROUTE).await;
+}
+
+#[tokio::test]
+async fn c1_what_breaks_shuts_the_door() {
+    let shop = Shop::open("closed").await;
+    let staff = shop.authority("staff").await;
+    shop.identity("good", &staff).await;
+    let trusts = shop.api::<ClientTrust>();
+    create(&trusts, &trust_yaml(&staff, INGRESS, "Required")).await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+    shop.until("no certificate is refused", None, 0).await;
+
+    // Another route of the host with other TLS options: Traefik then asks nobody for a certificate.
+    let other = shop
+        .example("03-backend.yaml")
+        .split("---\n")
+        .find(|document| document.contains("kind: Ingress"))
+        .expect("an Ingress")
+        .replace("name: shop\n  namespace", "name: other\n  namespace")
+        .replace("path: /\n", "path: /other\n");
+    kubectl(&["apply", "-f", "-"], &other);
+    wait_for(&trusts, "clients", READY, "False", "Conflict").await;
+    shop.until("nobody gets in without a certificate", None, 403).await;
+    assert_eq!(shop.ask(None, None).status, 403);
+    delete(&shop.api::<Ingress>(), "other").await;
+    wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    shop.until("the certificate is asked for again", None, 0).await;
+    shop.until("and a valid one is let in", Some("good"), 200).await;
+
+    // The trust's Secret deleted: made again, and open to nobody without a certificate meanwhile.
+    let secrets = shop.api::<Secret>();
+    delete(&secrets, "countersign-clients").await;
+    for _ in 0..20 {
+        assert_ne!(shop.ask(None, None).status, 200);
+    }
+    eventually("the Secret is back", || async {
+        secrets.get_opt("countersign-clients").await.expect("an answer")
+    })
+    .await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+
+    // What we made for Traefik edited or deleted: repaired.
+    kubectl(
+        &[
+            "-n",
+            &shop.namespace,
+            "patch",
+            "tlsoption",
+            "countersign-clients",
+            "--type",
+            "merge",
+            "-p",
+            "{\"spec\":{\"clientAuth\":{\"clientAuthType\":\"NoClientCert\"}}}",
+        ],
+        "",
+    );
+    kubectl(&["-n", &shop.namespace, "delete", "middleware", "countersign-clients-gate"], "");
+    eventually("the TLSOption is repaired", || async {
+        let options = kubectl(
+            &["-n", &shop.namespace, "get", "tlsoption", "countersign-clients", "-o", "yaml"],
+            "",
+        );
+        options.contains("RequireAndVerifyClientCert").then_some(())
+    })
+    .await;
+    shop.until("no certificate is refused", None, 0).await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+
+    // The user's own setting in a field that we need: a conflict that names it, not a fight.
+    let mine = json!({"metadata": {"annotations": {"traefik.ingress.kubernetes.io/router.middlewares": "mine"}}});
+    let ingresses = shop.api::<Ingress>();
+    delete(&trusts, "clients").await;
+    eventually("the Ingress is restored", || async {
+        let ingress = ingresses.get("shop").await.expect("an Ingress");
+        (!ingress.annotations().contains_key("countersign.dev/client-trust")).then_some(())
+    })
+    .await;
+    patch(&ingresses, "shop", mine).await;
+    create(&trusts, &trust_yaml(&staff, INGRESS, "Required")).await;
+    let conflict = wait_for(&trusts, "clients", READY, "False", "Conflict").await;
+    let message = conflict.status.expect("a status").conditions[0].message.clone();
+    assert!(message.contains("router.middlewares"), "{message}");
+    let kept = ingresses.get("shop").await.expect("an Ingress");
+    assert_eq!(kept.annotations()["traefik.ingress.kubernetes.io/router.middlewares"], "mine");
+
+    // An Ingress that nobody we know serves.
+    patch(&ingresses, "shop", json!({"spec": {"ingressClassName": "unknown"}})).await;
+    wait_for(&trusts, "clients", READY, "False", "UnsupportedDataPlane").await;
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn c2_without_the_gate_nobody_gets_in() {
+    let shop = Shop::open("gate").await;
+    let staff = shop.authority("staff").await;
+    shop.identity("good", &staff).await;
+    create(&shop.api::<ClientTrust>(), &trust_yaml(&staff, INGRESS, "Required")).await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+    let deployments: Api<Deployment> = Api::namespaced(shop.client.clone(), OPERATOR);
+    let replicas = deployments.get("countersign-server").await.expect("it").spec.replicas;
+    patch(&deployments, "countersign-server", json!({"spec": {"replicas": 0}})).await;
+    shop.until("nobody gets in without the gate", Some("good"), 500).await;
+    patch(&deployments, "countersign-server", json!({"spec": {"replicas": replicas}})).await;
+    shop.until("a valid certificate is let in again", Some("good"), 200).await;
+    shop.close().await;
+}
+
+async fn may(
+    client: &Client,
+    user: &str,
+    verb: &str,
+    resource: &str,
+    group: &str,
+    namespace: &str,
+) -> bool {
+    let api: Api<SubjectAccessReview> = Api::all(client.clone());
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(user.to_owned()),
+            groups: Some(vec![
+                "system:serviceaccounts".into(),
+                "system:serviceaccounts:countersign".into(),
+                "system:authenticated".into(),
+            ]),
+            resource_attributes: Some(ResourceAttributes {
+                namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
+                verb: Some(verb.to_owned()),
+                resource: Some(resource.to_owned()),
+                group: Some(group.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let review = api.create(&PostParams::default(), &review).await.expect("an answer");
+    review.status.expect("a status").allowed
+}
+
+/// A client that the API server takes for one of our ServiceAccounts.
+async fn client_as(user: &str) -> Client {
+    let mut config = Config::infer().await.expect("a cluster");
+    config.auth_info.impersonate = Some(user.to_owned());
+    config.auth_info.impersonate_groups = Some(vec![
+        "system:serviceaccounts".into(),
+        "system:serviceaccounts:countersign".into(),
+        "system:authenticated".into(),
+    ]);
+    Client::try_from(config).expect("a client")
+}
+
+#[tokio::test]
+async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
+    let client = client().await;
+    let ns = namespace(&client, "rights").await;
+    for (verb, resource, group) in [
+        ("get", "secrets", ""),
+        ("list", "secrets", ""),
+        ("create", "secrets", ""),
+        ("get", "pods", ""),
+        ("get", "clientidentities", "countersign.dev"),
+        ("update", "configmaps", ""),
+    ] {
+        for place in [ns.as_str(), OPERATOR] {
+            assert!(
+                !may(&client, SERVER, verb, resource, group, place).await,
+                "server: {verb} {resource}"
+            );
+        }
+    }
+    assert!(may(&client, SERVER, "watch", "configmaps", "", OPERATOR).await);
+    for (verb, resource, group) in [
+        ("delete", "secrets", ""),
+        ("deletecollection", "secrets", ""),
+        ("get", "configmaps", ""),
+        ("get", "pods", ""),
+        ("create", "pods", ""),
+        ("update", "clientidentities", "countersign.dev"),
+        ("delete", "clientidentities", "countersign.dev"),
+        ("create", "roles", "rbac.authorization.k8s.io"),
+        ("escalate", "clusterroles", "rbac.authorization.k8s.io"),
+        ("impersonate", "users", ""),
+        ("update", "ingresses", "networking.k8s.io"),
+    ] {
+        assert!(
+            !may(&client, CONTROLLER, verb, resource, group, &ns).await,
+            "controller: {verb} {resource}"
+        );
+    }
+    assert!(may(&client, CONTROLLER, "create", "secrets", "", &ns).await);
+
+    // RBAC would let the controller change any Secret; the admission policy does not.
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &ns);
+    create(&secrets, "{metadata: {name: foreign}, stringData: {password: theirs}}").await;
+    create(
+        &secrets,
+        "{metadata: {name: ours, labels: {app.kubernetes.io/managed-by: countersign}}}",
+    )
+    .await;
+    let as_controller: Api<Secret> = Api::namespaced(client_as(CONTROLLER).await, &ns);
+    let refused = |error: kube::Error| {
+        let kube::Error::Api(status) = error else { panic!("{error}") };
+        assert!(status.message.contains("ValidatingAdmissionPolicy"), "{}", status.message);
+    };
+    let mut foreign = secrets.get("foreign").await.expect("a Secret");
+    foreign.data = None;
+    refused(
+        as_controller
+            .replace("foreign", &PostParams::default(), &foreign)
+            .await
+            .expect_err("a foreign Secret"),
+    );
+    // Nor by putting the label on it.
+    foreign.labels_mut().insert("app.kubernetes.io/managed-by".into(), "countersign".into());
+    refused(
+        as_controller
+            .replace("foreign", &PostParams::default(), &foreign)
+            .await
+            .expect_err("a foreign Secret"),
+    );
+    let unlabelled: Secret = serde_yaml::from_str("{metadata: {name: new}}").expect("a Secret");
+    refused(
+        as_controller
+            .create(&PostParams::default(), &unlabelled)
+            .await
+            .expect_err("a Secret without label"),
+    );
+    let ours = secrets.get("ours").await.expect("a Secret");
+    as_controller.replace("ours", &PostParams::default(), &ours).await.expect("a Secret of ours");
+    let kept = secrets.get("foreign").await.expect("a Secret");
+    assert_eq!(kept.data.expect("data")["password"].0, b"theirs");
+}
+
+#[tokio::test]
+async fn d2_crls_metrics_and_logs_can_be_had() {
+    let client = client().await;
+    let ns = namespace(&client, "served").await;
+    let authorities: Api<ClientAuthority> = Api::all(client.clone());
+    let spec = "{selfSigned: {commonName: served}, crl: {distributionPointBaseURL: \"http://crl.example.com\"}}";
+    create(&authorities, &format!("{{metadata: {{name: {ns}}}, spec: {spec}}}")).await;
+    wait_for(&authorities, &ns, READY, "True", "Ready").await;
+    let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), &ns);
+    create(&identities, &format!("{{metadata: {{name: laptop}}, spec: {{authorityRef: {{name: {ns}}}, commonName: x, secretName: x}}}}")).await;
+    let ready = wait_for(&identities, "laptop", READY, "True", "Issued").await;
+    let serial = ready.status.expect("a status").serial_number.expect("a serial");
+
+    // As a verifier gets it, by the URL in the certificate, through the Service.
+    let service = format!("/api/v1/namespaces/{OPERATOR}/services");
+    let crl = format!("{service}/countersign-crl:http/proxy/crl/{ns}/1.crl");
+    let files = tempfile::tempdir().expect("a folder");
+    let listed = || {
+        let der = files.path().join("crl.der");
+        let output =
+            Command::new("kubectl").args(["get", "--raw", &crl]).output().expect("kubectl runs");
+        fs::write(&der, output.stdout).expect("written");
+        let text = Command::new(program("openssl"))
+            .args(["crl", "-inform", "DER", "-noout", "-text", "-in"])
+            .arg(&der)
+            .output()
+            .expect("openssl runs");
+        String::from_utf8_lossy(&text.stdout).into_owned()
+    };
+    eventually("the CRL is served", || async {
+        listed().contains("No Revoked Certificates").then_some(())
+    })
+    .await;
+    delete(&identities, "laptop").await;
+    eventually("the served CRL holds the serial", || async {
+        let text = listed();
+        (text.contains(&serial.to_uppercase()) && text.contains("Cessation Of Operation"))
+            .then_some(())
+    })
+    .await;
+
+    let metrics = kubectl(
+        &["get", "--raw", &format!("{service}/countersign-controller:metrics/proxy/metrics")],
+        "",
+    );
+    for line in [
+        format!("countersign_crl_entries{{authority=\"{ns}\"}} 1"),
+        format!(
+            "countersign_certificates_issued_total{{authority=\"{ns}\",trigger=\"Missing\"}} 1"
+        ),
+        "countersign_leader 1".to_owned(),
+        "countersign_reconciles_total{controller=\"identity\",outcome=\"settled\"}".to_owned(),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
+    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), OPERATOR);
+    let selector = "app.kubernetes.io/component=controller";
+    let pod =
+        pods.list(&ListParams::default().labels(selector)).await.expect("pods").items.remove(0);
+    let log = pods.logs(&pod.name_any(), &LogParams::default()).await.expect("a log");
+    let issued =
+        log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find(
+            |line| line["message"] == "issued" && line["span"]["object"] == format!("{ns}/laptop"),
+        );
+    assert!(issued.is_some(), "no JSON line tells of the issuance:\n{log}");
+    assert!(!log.contains("PRIVATE KEY"), "a key in the log");
+    let events =
+        kubectl(&["get", "events", "-A", "-o", "jsonpath={.items[*].reportingComponent}"], "");
+    assert!(events.contains("countersign.dev/controller"), "{events}");
+    helm(&["test", "countersign", "-n", OPERATOR, "--timeout", "2m"]);
+}
+
+#[tokio::test]
+async fn d3_a_chart_value_limits_the_operator_to_named_namespaces() {
+    let client = client().await;
+    let (inside, outside) =
+        (namespace(&client, "inside").await, namespace(&client, "outside").await);
+    let chart = root().join("charts/countersign").display().to_string();
+    let upgrade = |value: &str| {
+        helm(&[
+            "upgrade",
+            "countersign",
+            &chart,
+            "-n",
+            OPERATOR,
+            "--reuse-values",
+            "--wait",
+            "--timeout",
+            "3m",
+            "--set-json",
+            value,
+        ]);
+    };
+    upgrade(&format!("namespaces=[\"{inside}\"]"));
+    let authorities: Api<ClientAuthority> = Api::all(client.clone());
+    create(
+        &authorities,
+        &format!("{{metadata: {{name: {inside}}}, spec: {{selfSigned: {{commonName: limited}}}}}}"),
+    )
+    .await;
+    wait_for(&authorities, &inside, READY, "True", "Ready").await;
+    let yaml = format!(
+        "{{metadata: {{name: laptop}}, spec: {{authorityRef: {{name: {inside}}}, commonName: x, secretName: x}}}}"
+    );
+    let there: Api<ClientIdentity> = Api::namespaced(client.clone(), &outside);
+    create(&there, &yaml).await;
+    let here: Api<ClientIdentity> = Api::namespaced(client.clone(), &inside);
+    create(&here, &yaml).await;
+    wait_for(&here, "laptop", READY, "True", "Issued").await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &outside);
+    assert!(secrets.get_opt("x").await.expect("an answer").is_none());
+    for verb in ["get", "list", "watch", "create", "update"] {
+        assert!(!may(&client, CONTROLLER, verb, "secrets", "", &outside).await, "{verb} outside");
+        assert!(!may(&client, CONTROLLER, verb, "secrets", "", "").await, "{verb} everywhere");
+        assert!(may(&client, CONTROLLER, verb, "secrets", "", &inside).await, "{verb} inside");
+    }
+    upgrade("namespaces=[]");
+    wait_for(&there, "laptop", READY, "True", "Issued").await;
+}
+
+fn helm(arguments: &[&str]) -> String {
+    support::run("helm", arguments, "")
+}

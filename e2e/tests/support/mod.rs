@@ -72,10 +72,11 @@ where
     loop {
         if let Some(object) = api.get_opt(name).await.expect("the API server answers") {
             let conditions = object.conditions();
-            if let Some(found) = condition(&conditions, type_) {
-                if found.status == status && found.reason == reason {
-                    return object;
-                }
+            if let Some(found) = condition(&conditions, type_)
+                && found.status == status
+                && found.reason == reason
+            {
+                return object;
             }
             last = Some(conditions);
         }
@@ -152,4 +153,28 @@ pub fn program(name: &str) -> PathBuf {
     folders.map(|folder| folder.join(name)).find(|candidate| candidate.is_file()).unwrap_or_else(
         || panic!("{name} is not installed; `make test` installs what the tests need"),
     )
+}
+
+/// Runs a program to its end with a text on its standard input; what it prints. Panics if it fails.
+pub fn run(name: &str, arguments: &[&str], input: &str) -> String {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(program(name))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} {arguments:?}: {text}{errors}\n{input}");
+    text
+}
+
+/// Runs kubectl.
+pub fn kubectl(arguments: &[&str], input: &str) -> String {
+    run("kubectl", arguments, input)
 }

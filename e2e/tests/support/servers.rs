@@ -107,8 +107,13 @@ impl Drop for Server {
 
 /// Writes the certificate that a server shows, into `server.pem`.
 pub fn write_server_certificate(folder: &Path) {
+    write_server_certificate_for(folder, "127.0.0.1");
+}
+
+/// The same for a host.
+pub fn write_server_certificate_for(folder: &Path, host: &str) {
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+    let params = CertificateParams::new(vec![host.to_owned()]).expect("a name");
     let certificate = params.self_signed(&key).expect("a certificate");
     let text = format!("{}{}", certificate.pem(), key.serialize_pem());
     fs::write(folder.join("server.pem"), text).expect("written");
@@ -128,15 +133,32 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Asks by curl, with the certificate of `identity`, a folder with `tls.crt` and `tls.key`. The
-/// server's own certificate is not what is tested here.
+/// Asks a server on this machine by curl, with the certificate of `identity`, a folder with `tls.crt`
+/// and `tls.key`.
 pub fn curl(port: u16, identity: Option<&Path>) -> Answer {
+    // The server's own certificate is not what is tested here.
+    ask(&["--insecure", &format!("https://127.0.0.1:{port}/")], identity)
+}
+
+/// Asks a host behind the cluster's ingress, whose certificate is verified by `ca`.
+pub fn curl_with(host: &str, ca: &Path, identity: Option<&Path>, header: Option<&str>) -> Answer {
+    let address = std::env::var("INGRESS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:30443".to_owned());
+    let (ip, port) = address.rsplit_once(':').expect("INGRESS_ADDRESS is IP:PORT");
+    let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("https://{host}:{port}/"));
+    let ca = ca.display().to_string();
+    let mut arguments = vec!["--resolve", &resolve, "--cacert", &ca, &url];
+    if let Some(header) = header {
+        arguments.extend(["--header", header]);
+    }
+    ask(&arguments, identity)
+}
+
+fn ask(arguments: &[&str], identity: Option<&Path>) -> Answer {
     let mut command = Command::new(program("curl"));
-    command.args(["--silent", "--insecure", "--max-time", "10", "--write-out", "\n%{http_code}"]);
+    command.args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}"]).args(arguments);
     if let Some(folder) = identity {
         command.arg("--cert").arg(folder.join("tls.crt")).arg("--key").arg(folder.join("tls.key"));
     }
-    command.arg(format!("https://127.0.0.1:{port}/"));
     let output = command.output().expect("curl runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').expect("a status");
