@@ -10,6 +10,7 @@ use kube::api::DynamicObject;
 use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
@@ -23,6 +24,7 @@ use crate::cluster::client::Clients;
 use crate::cluster::events::Events;
 use crate::cluster::leader::Candidate;
 use crate::cluster::ledger::{LedgerError, LedgerHandle};
+use crate::cluster::store::Store;
 use crate::ingress::traefik;
 use crate::metrics::Metrics;
 use crate::plan::authority::key_of;
@@ -297,16 +299,7 @@ fn start_watches(
     tasks.spawn(stores.crls.watch(api, crls, slim, changed));
 
     for api in scoped(client, &config.namespaces) {
-        let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
-        let ingresses = stores.ingresses.clone();
-        let changed = move |key: &Key, previous: Option<&_>| {
-            let now = ingresses.get(key);
-            for ingress in previous.into_iter().chain(now.as_deref()) {
-                for trust in trust::trusts_of_ingress(&trusts.list(), ingress) {
-                    queue.push(trust);
-                }
-            }
-        };
+        let changed = wake_trusts(queues, stores, stores.ingresses.clone());
         tasks.spawn(stores.ingresses.watch(api, all.clone(), slim, changed));
     }
     let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
@@ -357,6 +350,26 @@ fn watch_secrets(
     }
 }
 
+/// Wakes the trusts that a change of a route concerns, by what it was and by what it is.
+fn wake_trusts<K>(
+    queues: &Queues,
+    stores: &Stores,
+    routes: Store<K>,
+) -> impl Fn(&Key, Option<&K>) + Send + 'static
+where
+    K: ResourceExt + Serialize + Send + Sync + 'static,
+{
+    let (queue, stores) = (queues.trust.clone(), stores.clone());
+    move |key: &Key, previous: Option<&K>| {
+        let now = routes.get(key);
+        for route in previous.into_iter().chain(now.as_deref()) {
+            let route = serde_json::to_value(route).unwrap_or_default();
+            let trusts = trust::trusts_of_route(&stores, &route);
+            trusts.into_iter().for_each(|trust| queue.push(trust));
+        }
+    }
+}
+
 fn watch_traefik(
     config: &Config,
     client: &Client,
@@ -370,23 +383,7 @@ fn watch_traefik(
         ApiResource::from_gvk(&GroupVersionKind::gvk(traefik::GROUP, traefik::VERSION, kind))
     };
     for api in scoped_dynamic(client, &config.namespaces, &resource("IngressRoute")) {
-        let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
-        let routes = stores.ingress_routes.clone();
-        let changed = move |key: &Key, previous: Option<&DynamicObject>| {
-            let now = routes.get(key);
-            for route in previous.into_iter().chain(now.as_deref()) {
-                let annotations = route.annotations();
-                let trusts = trusts.list();
-                let keys = trust::trusts_of(
-                    &trusts,
-                    &key.namespace,
-                    "IngressRoute",
-                    &key.name,
-                    annotations,
-                );
-                keys.into_iter().for_each(|trust| queue.push(trust));
-            }
-        };
+        let changed = wake_trusts(queues, stores, stores.ingress_routes.clone());
         tasks.spawn(stores.ingress_routes.watch(api, all.clone(), slim, changed));
     }
     for (kind, store) in [("TLSOption", &stores.tls_options), ("Middleware", &stores.middlewares)] {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::api::networking::v1::IngressClass;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::context::{Context, Signing};
+use super::context::{Context, Signing, Stores};
 use super::error::Error;
 use super::queue::Outcome;
 use crate::api::condition::{PROGRAMMED, READY, Wanted};
@@ -316,25 +316,36 @@ async fn put_status(
     Ok(())
 }
 
-/// The trusts of an Ingress: those that name it, and the one whose mark it carries.
-pub fn trusts_of_ingress(context_trusts: &[Arc<ClientTrust>], ingress: &Ingress) -> Vec<Key> {
-    let namespace = ingress.namespace().unwrap_or_default();
-    trusts_of(context_trusts, &namespace, "Ingress", &ingress.name_any(), ingress.annotations())
-}
-
-/// The trusts of a route: those that name it, and the one whose mark it carries.
-pub fn trusts_of(
-    trusts: &[Arc<ClientTrust>],
-    namespace: &str,
-    kind: &str,
-    name: &str,
-    annotations: &std::collections::BTreeMap<String, String>,
-) -> Vec<Key> {
-    let naming = trusts.iter().filter(|trust| {
-        trust.namespace().as_deref() == Some(namespace)
-            && trust.spec.target_refs.iter().any(|t| t.kind == kind && t.name == name)
-    });
-    let mut keys: Vec<Key> = naming.map(|trust| Key::of(&**trust)).collect();
-    keys.extend(annotations.get(annotation::TRUST).map(|name| Key::new(namespace, name)));
+/// The trusts that a change of a route concerns: those that name it, the one whose mark it carries,
+/// and those of another route with one of its hosts.
+pub fn trusts_of_route(stores: &Stores, route: &Value) -> Vec<Key> {
+    let namespace = route["metadata"]["namespace"].as_str().unwrap_or_default();
+    let hosts = traefik::host_routes(route);
+    let concerns = |trust: &ClientTrust, target: &TargetReference| {
+        let same_namespace = trust.namespace().as_deref() == Some(namespace);
+        if same_namespace
+            && route["kind"] == target.kind
+            && route["metadata"]["name"] == target.name
+        {
+            return true;
+        }
+        let key = Key::new(trust.namespace().unwrap_or_default(), &target.name);
+        let other = match target.kind.as_str() {
+            "Ingress" => stores.ingresses.get(&key).and_then(|o| serde_json::to_value(&*o).ok()),
+            _ => stores.ingress_routes.get(&key).and_then(|o| serde_json::to_value(&*o).ok()),
+        };
+        other.is_some_and(|other| {
+            let others = traefik::host_routes(&other);
+            others.iter().any(|other| hosts.iter().any(|mine| mine.host == other.host))
+        })
+    };
+    let trusts = stores.trusts.list();
+    let mut keys: Vec<Key> = trusts
+        .iter()
+        .filter(|trust| trust.spec.target_refs.iter().any(|target| concerns(trust, target)))
+        .map(|trust| Key::of(&**trust))
+        .collect();
+    let mark = route["metadata"]["annotations"][annotation::TRUST].as_str();
+    keys.extend(mark.map(|name| Key::new(namespace, name)));
     keys
 }
