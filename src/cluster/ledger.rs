@@ -23,6 +23,9 @@ use crate::plan::ledger::{CaKey, DecodeError, Ledger, Record};
 
 /// A segment of this size is sealed: a write costs what the open segment holds.
 const SEGMENT_BYTES: usize = 24 * 1024;
+/// As many records are appended by one write. The longest has 600 octets: this and a segment that was
+/// not sealed yet stay below the 1 MiB of an object.
+const APPEND_RECORDS: usize = 1000;
 /// Key of the records in a segment.
 const RECORDS: &str = "records";
 /// An append that meets a conflict so often gives up; its caller comes again.
@@ -135,7 +138,7 @@ impl Writer {
                 let records: Vec<Record> =
                     requests.iter().flat_map(|request| request.records.clone()).collect();
                 debug!(ca = %key, records = records.len(), "appending to the ledger");
-                let result = self.append(&key, records).await;
+                let result = self.append_all(&key, records).await;
                 for request in requests {
                     // A caller that went away needs no answer.
                     let _ = request.done.send(match &result {
@@ -145,6 +148,15 @@ impl Writer {
                 }
             }
         }
+    }
+
+    async fn append_all(&mut self, key: &CaKey, records: Vec<Record>) -> Result<(), LedgerError> {
+        // A wiped namespace can revoke more at once than an object holds.
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            self.append(key, records.by_ref().take(APPEND_RECORDS).collect()).await?;
+        }
+        Ok(())
     }
 
     async fn append(&mut self, key: &CaKey, records: Vec<Record>) -> Result<(), LedgerError> {

@@ -60,12 +60,11 @@ impl Error {
     }
 
     /// Did the API server refuse what we wrote, so that repeating it alone will not help?
-    pub fn refusal(&self) -> Option<String> {
-        let Self::Write(WriteError::Api { object, source: kube::Error::Api(status) }) = self else {
-            return None;
+    pub const fn is_refusal(&self) -> bool {
+        let Self::Write(WriteError::Api { source: kube::Error::Api(status), .. }) = self else {
+            return false;
         };
         matches!(status.code, 400 | 403 | 413 | 422)
-            .then(|| format!("the API server refused {object}: {}", status.message))
     }
 }
 

@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt};
 use tracing::{debug, info};
 
 use super::context::{Context, Signing, index_key};
-use super::error::Error;
+use super::error::{Error, chain};
 use super::queue::Outcome;
 use crate::api::condition::{READY, is_true};
 use crate::api::identity::Reason;
@@ -38,6 +38,8 @@ const WAIT: Duration = Duration::from_secs(1);
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// A Secret that is edited again and again is repaired at most this often.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
+/// A Secret that is not ours is not watched: somebody may have made room.
+const FOREIGN: Duration = Duration::from_secs(60);
 /// Two looks at an identity are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
@@ -92,6 +94,12 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             if let Some(wait) = repair_wait(&context, &key, issuance.trigger) {
                 return Ok(Outcome::After(wait));
             }
+            let still_good = matches!(issuance.trigger, Trigger::Renewal | Trigger::Changed)
+                && identity
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.not_after.as_ref())
+                    .is_some_and(|end| end.0 > now);
             let signing = signing.expect("only an authority that can sign leads to an issuance");
             let issued = issue_into(&context, &identity, &signing, issuance, present, now).await;
             match issued {
@@ -101,8 +109,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
                     Ok(Outcome::After(until(renewal, now)))
                 }
                 Err(error) => {
-                    if let Some(message) = error.refusal() {
-                        let ready = Err((Reason::IssuanceFailed, message));
+                    // What fails for a moment is not told as long as the present certificate is good.
+                    if error.is_refusal() || (!still_good && !error.is_conflict()) {
+                        let ready = Err((Reason::IssuanceFailed, chain(&error)));
                         put_status(&context, &identity, None, ready, now).await?;
                     }
                     Err(error)
@@ -112,7 +121,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         Decision::Refuse { reason, message, current } => {
             let ready = Err((reason, message));
             put_status(&context, &identity, current.as_ref(), ready, now).await?;
-            Ok(Outcome::Settled)
+            Ok(if reason == Reason::SecretNotOwned {
+                Outcome::After(FOREIGN)
+            } else {
+                Outcome::Settled
+            })
         }
         Decision::Wait => Ok(Outcome::After(WAIT)),
     }

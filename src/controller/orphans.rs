@@ -1,20 +1,19 @@
 //! Revokes the certificates of identities that are gone.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use kube::Api;
 use kube::api::ListParams;
-use tracing::{info, warn};
+use tracing::{debug, info};
 
 use super::context::Context;
 use super::error::Error;
+use crate::api::ClientIdentity;
 use crate::api::condition::truncate;
 use crate::api::revocation::RevocationReason;
-use crate::api::{ClientIdentity, annotation};
 use crate::cluster::Key;
 use crate::metrics::authority as label;
-use crate::pki::Serial;
 use crate::plan::ledger::{CaKey, Issued, Record, Revoked};
 
 /// Revokes every live certificate whose identity is gone: no finalizer is needed, so also when this
@@ -44,7 +43,7 @@ pub(super) async fn revoke_orphans(
             // A namespace that the operator may no longer look into: nothing is known, so nothing
             // is revoked.
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                warn!(
+                debug!(
                     namespace,
                     "may not list ClientIdentities; their certificates stay as they are"
                 );
@@ -57,12 +56,8 @@ pub(super) async fn revoke_orphans(
         };
         let uids: HashSet<_> =
             present.iter().filter_map(|identity| identity.metadata.uid.as_deref()).collect();
-        let adopted = adopted_serials(context, &namespace, &present);
-        let gone: Vec<_> = issued
-            .into_iter()
-            .filter(|issued| !uids.contains(&*issued.holder.uid))
-            .filter(|issued| !adopted.contains(&issued.serial))
-            .collect();
+        let gone: Vec<_> =
+            issued.into_iter().filter(|issued| !uids.contains(&*issued.holder.uid)).collect();
         if gone.is_empty() {
             continue;
         }
@@ -81,28 +76,4 @@ pub(super) async fn revoke_orphans(
         }
     }
     Ok(())
-}
-
-/// Serials that a restored identity (same name, new UID) carries on in its Secret.
-fn adopted_serials(
-    context: &Context,
-    namespace: &str,
-    present: &[ClientIdentity],
-) -> BTreeSet<Serial> {
-    let names = present.iter().map(|identity| &identity.spec.secret_name);
-    names
-        .filter_map(|name| context.stores.secrets.get(&Key::new(namespace, name)))
-        .filter(|secret| {
-            // A Secret that a deleted identity still controls is being collected, not carried on.
-            let owners = secret.metadata.owner_references.iter().flatten();
-            let mut controllers = owners.filter(|owner| owner.controller == Some(true));
-            controllers.all(|owner| {
-                present.iter().any(|identity| Some(&owner.uid) == identity.metadata.uid.as_ref())
-            })
-        })
-        .filter_map(|secret| {
-            let annotations = secret.metadata.annotations.as_ref()?;
-            annotations.get(annotation::SERIAL)?.parse().ok()
-        })
-        .collect()
 }

@@ -1,6 +1,6 @@
 //! The controller process: watches first, then leadership, then the loops.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tracing::info;
 use super::context::{Context, Queues, Stores, index_key};
 use super::queue::{self, Queue};
 use super::{authority, identity, revocation, trust};
-use crate::api::label;
+use crate::api::{annotation, label};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
 use crate::cluster::events::Events;
@@ -65,6 +65,33 @@ struct Incoming {
     trust: mpsc::UnboundedReceiver<(Key, Duration)>,
 }
 
+impl Incoming {
+    fn drain(&mut self) {
+        for queue in
+            [&mut self.authority, &mut self.identity, &mut self.revocation, &mut self.trust]
+        {
+            while queue.try_recv().is_ok() {}
+        }
+    }
+}
+
+/// A new leader looks at everything once, also at routes that carry the mark of a trust that is gone.
+fn push_everything(stores: &Stores, queues: &Queues) {
+    stores.authorities.keys().into_iter().for_each(|key| queues.authority.push(key));
+    stores.identities.keys().into_iter().for_each(|key| queues.identity.push(key));
+    stores.revocations.keys().into_iter().for_each(|key| queues.revocation.push(key));
+    stores.trusts.keys().into_iter().for_each(|key| queues.trust.push(key));
+    let marks = |namespace: Option<String>, annotations: &BTreeMap<String, String>| {
+        let name = annotations.get(annotation::TRUST)?;
+        Some(Key::new(namespace?, name))
+    };
+    let ingresses = stores.ingresses.list();
+    let routes = stores.ingress_routes.list();
+    let marked = ingresses.iter().filter_map(|i| marks(i.namespace(), i.annotations()));
+    let marked = marked.chain(routes.iter().filter_map(|r| marks(r.namespace(), r.annotations())));
+    marked.for_each(|key| queues.trust.push(key));
+}
+
 /// Runs until `shutdown` is true or leadership is lost. `ready` turns true when the watches are
 /// complete: this replica could take over at once.
 pub async fn run(
@@ -74,7 +101,7 @@ pub async fn run(
     ready: watch::Sender<bool>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    let (queues, incoming) = queues();
+    let (queues, mut incoming) = queues();
     let stores = Stores::default();
     let mut watches = JoinSet::new();
     start_watches(&config, &clients.watch, &stores, &queues, &mut watches);
@@ -97,14 +124,20 @@ pub async fn run(
     // The lease is given back only after the loops have ended.
     let (release, released) = watch::channel(false);
     let election = tokio::spawn(candidate.run(clients.call.clone(), leading, released));
-    tokio::select! {
-        _ = leads.wait_for(|leads| *leads) => {}
-        _ = shutdown.wait_for(|stop| *stop) => {
-            release.send_replace(true);
-            let _ = election.await;
-            return Ok(());
+    loop {
+        tokio::select! {
+            _ = leads.wait_for(|leads| *leads) => break,
+            _ = shutdown.wait_for(|stop| *stop) => {
+                release.send_replace(true);
+                let _ = election.await;
+                return Ok(());
+            }
+            // What the watches ask for while another replica works is not kept.
+            () = tokio::time::sleep(Duration::from_secs(1)) => incoming.drain(),
         }
     }
+    incoming.drain();
+    push_everything(&stores, &queues);
     metrics.leader.set(1.0);
 
     let ledger = LedgerHandle::load(clients.call.clone(), &config.namespace).await?;

@@ -75,9 +75,11 @@ pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<Secre
         Some(owner) => {
             Some(SecretView::Foreign(format!("controlled by {} {:?}", owner.kind, owner.name)))
         }
-        // A restored backup comes without owner references: what carries our mark for this very
-        // identity is adopted. Anything else may be somebody's data.
-        None if is_ours(secret) && marked_for(identity, secret) => None,
+        // A restored backup comes without owner references. The Secret is taken over when it carries
+        // our mark for this very identity, its certificate is not: the ledger knows it as another's.
+        None if is_ours(secret) && marked_for(identity, secret) => {
+            Some(SecretView::Broken("it has lost its owner reference"))
+        }
         None => {
             Some(SecretView::Foreign("it carries no owner reference to this ClientIdentity".into()))
         }
