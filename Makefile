@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench crds image clean
+.PHONY: help demo test lint audit bench crds image clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
@@ -11,13 +11,17 @@ demo: ## the quick start in a kind cluster, step by step; KEEP=1 leaves it up
 test: ## every test, in a kind cluster too; KEEP=1 leaves it up
 	@e2e/suite
 
-lint: ## formatting, clippy, the chart, licences and advisories (with cargo-deny), shell scripts (with shellcheck)
+lint: ## formatting, clippy, the chart, licences (with cargo-deny), shell scripts (with shellcheck)
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --test contract --test integration --test cluster -- -D warnings
+	cargo clippy --locked --test contract --test integration --test cluster -- -D warnings
 	"$$(e2e/kind/cluster tools helm)/helm" lint --strict charts/countersign
-	! command -v cargo-deny >/dev/null || cargo deny --locked check
-	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/traefik/install e2e/kind/{cluster,test}
+	! command -v cargo-deny >/dev/null || cargo deny --locked check bans licenses sources
+	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/traefik/install e2e/kind/cluster e2e/kind/test
+
+audit: ## known vulnerabilities of dependencies; needs cargo-deny and, for the list of them, the internet
+	cargo deny --locked check advisories
 
 bench: ## measurements, with cert-manager in the same run
 	@e2e/bench/run
