@@ -84,6 +84,10 @@ def machine_cpu():
     return (user + nice + system + irq + softirq) / TICKS, steal / TICKS
 
 
+def received(event):
+    return datetime.datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
+
+
 class Api:
     """One connection to the API server; not to be shared by threads."""
 
@@ -240,10 +244,28 @@ class ControlPlane:
         with self.audit.open() as log:
             for line in log:
                 event = json.loads(line)
-                received = datetime.datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
-                if event["user"]["username"] == user and start <= received < end and "objectRef" in event:
+                if event["user"]["username"] == user and start <= received(event) < end and "objectRef" in event:
                     counted.add(event)
         return counted
+
+    def until_silence(self, user, seconds, limit=600):
+        """Waits until a user wrote nothing for so long, leases aside, and says when that was."""
+        newest, end = time.time(), time.time() + limit
+        with self.audit.open() as log:
+            log.seek(0, os.SEEK_END)
+            part = ""
+            while (now := time.time()) < newest + seconds:
+                if now > end:
+                    raise RuntimeError(f"{user} does not stop writing")
+                for line in log:
+                    part += line
+                    if part.endswith("\n"):
+                        event, part = json.loads(part), ""
+                        what = event.get("objectRef", {}).get("resource")
+                        if event["user"]["username"] == user and event["verb"] in WRITES and what != "leases":
+                            newest = received(event)
+                time.sleep(0.2)
+        return newest + seconds
 
     def stop(self):
         """The newest first: a controller must not see its API server go."""
