@@ -279,7 +279,7 @@ async fn bad_input_gets_a_clear_answer() {
         (authority_yaml("a", ", duration: 1m"), "spec.selfSigned.duration must be at least 1h"),
         (
             authority_yaml("a", "}, crl: {refresh: 8h, validity: 8h"),
-            "spec.crl.refresh must be shorter than spec.crl.validity",
+            "spec.crl.refresh must be at most half of spec.crl.validity",
         ),
         (
             authority_yaml("a", "}, crl: {distributionPointBaseURL: \"https://x\""),
@@ -359,6 +359,14 @@ async fn a_steady_cluster_sees_no_write_also_after_a_restart() {
     create(&identities, &identity_yaml("broken", "").replace("name: clients", "name: nobody"))
         .await;
     create(&revocations, &revocation_yaml("stolen", "identityRef: {name: client-0}")).await;
+    let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), &ns);
+    create(
+        &trusts,
+        "{metadata: {name: shop}, spec: {authorities: [{name: clients}], \
+         targetRefs: [{group: networking.k8s.io, kind: Ingress, name: missing}]}}",
+    )
+    .await;
+    wait_for(&trusts, "shop", READY, "False", "TargetNotFound").await;
     for number in 1..20 {
         wait_for(&identities, &format!("client-{number}"), READY, "True", "Issued").await;
     }

@@ -60,8 +60,8 @@ pub struct SelfSigned {
 /// How the CRL is made.
 #[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.validity) || !has(self.refresh) || duration(self.refresh) < duration(self.validity)")
-    .message("spec.crl.refresh must be shorter than spec.crl.validity: an expired CRL shuts out every client"))]
+#[x_kube(validation = Rule::new("!has(self.validity) || !has(self.refresh) || duration(self.refresh) + duration(self.refresh) <= duration(self.validity)")
+    .message("spec.crl.refresh must be at most half of spec.crl.validity: an expired CRL shuts out every client"))]
 pub struct CrlSpec {
     /// nextUpdate lies this long after thisUpdate. At least 1m.
     #[serde(default = "seven_days")]

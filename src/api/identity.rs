@@ -104,6 +104,8 @@ pub struct ClientIdentitySpec {
     /// The certificate is replaced this long before it expires, or up to a tenth of the remaining
     /// time earlier, so that many do not renew at once. A third of the lifetime when not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s')")
+        .message("spec.renewBefore must be at least 10s"))]
     pub renew_before: Option<Duration>,
     /// Name of the Secret, in the same namespace, that receives `tls.crt`, `tls.key` and `ca.crt`.
     #[schemars(length(min = 1, max = 253))]

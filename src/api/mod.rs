@@ -70,6 +70,8 @@ pub mod annotation {
 pub struct AuthorityReference {
     /// Name of a `ClientAuthority` (cluster-scoped).
     #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name of a ClientAuthority holds lower-case letters, digits and '-'"))]
     pub name: String,
 }
 

@@ -120,6 +120,8 @@ pub enum Reason {
     UnsupportedDataPlane,
     /// Another route has the same host and other TLS options, or a field is somebody else's.
     Conflict,
+    /// The target leaves the host open, so that the data plane asks nobody for a certificate.
+    HostMissing,
     /// An object of the name that we need exists and is not ours.
     NotOwned,
     /// The target is not programmed, so nothing is enforced there.
@@ -136,6 +138,7 @@ impl Reason {
             Self::TargetNotFound => "TargetNotFound",
             Self::UnsupportedDataPlane => "UnsupportedDataPlane",
             Self::Conflict => "Conflict",
+            Self::HostMissing => "HostMissing",
             Self::NotOwned => "NotOwned",
             Self::NotProgrammed => "NotProgrammed",
         }

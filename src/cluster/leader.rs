@@ -61,9 +61,11 @@ impl Candidate {
         // Renewed three times per duration; given up when two thirds of it passed in vain.
         let (period, deadline) = (self.duration / 6, self.duration * 2 / 3);
         loop {
+            // Others count from when they see the renewal, which is not before it was sent.
+            let asked = Instant::now();
             match tokio::time::timeout(deadline / 2, self.attempt(&api, &mut observed)).await {
                 Ok(Ok(true)) => {
-                    renewed_at = Some(Instant::now());
+                    renewed_at = Some(asked);
                     if leading.send_if_modified(|leads| !std::mem::replace(leads, true)) {
                         info!(identity = self.identity, "became leader");
                     }

@@ -150,6 +150,7 @@ where
     ) -> impl Future<Output = ()> + Send + 'static {
         self.shared.pending.send_modify(|count| *count += 1);
         let store = self.clone();
+        let limited = api.namespace().is_some();
         async move {
             let mut events = pin!(watcher(api, config).default_backoff());
             let mut scope = HashSet::new();
@@ -183,9 +184,10 @@ where
                             store.shared.pending.send_modify(|count| *count -= 1);
                         }
                     }
-                    // The kind of an optional data plane that is not installed (yet).
-                    Err(error) if is_missing_kind(&error) => {
-                        debug!(%error, "kind is not served");
+                    // The kind of an optional data plane that is not installed (yet), or a namespace that
+                    // went, and with it the right to look into it.
+                    Err(error) if is_answer(&error, 404) || (limited && is_answer(&error, 403)) => {
+                        debug!(%error, "nothing to watch");
                         if std::mem::take(&mut first) {
                             store.shared.pending.send_modify(|count| *count -= 1);
                         }
@@ -197,11 +199,12 @@ where
     }
 }
 
-fn is_missing_kind(error: &watcher::Error) -> bool {
+/// Did the API server answer so?
+fn is_answer(error: &watcher::Error, code: u16) -> bool {
     let (watcher::Error::InitialListFailed(kube::Error::Api(status))
     | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
     else {
         return false;
     };
-    status.code == 404
+    status.code == code
 }

@@ -56,9 +56,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             return Ok(Outcome::After(LONGEST));
         }
     };
-    revoke_orphans(&context, &ca_key, now).await?;
+    // Whatever fails there must not keep a CRL from being published: an expired one shuts out all.
+    let orphans = revoke_orphans(&context, &ca_key, now).await;
     let (signing, ready, next) = publish(&context, &authority, signing, now).await?;
     let wait = put_status(&context, &authority, &ca_key, Some(&signing), ready, now).await?;
+    orphans?;
     Ok(Outcome::After(next.min(wait.unwrap_or(LONGEST)).min(LONGEST)))
 }
 
@@ -198,6 +200,16 @@ async fn publish(
         crl_plan::Decision::WaitUntil(due) => {
             let good = "the CA can sign and its CRL is published";
             let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
+            if published.resource_version != signing.published.resource_version {
+                // Another process published it: its revocations are in force, so they are in ours.
+                let newer = published.facts.number != signing.published.facts.number;
+                let taken = Arc::new(Signing { published, ..(*signing).clone() });
+                keep(context, taken.clone());
+                if newer {
+                    wake_trusts(context, &taken.key.authority);
+                }
+                return Ok((taken, Wanted::yes(READY, Reason::Ready.as_str(), good), wait));
+            }
             return Ok((signing, Wanted::yes(READY, Reason::Ready.as_str(), good), wait));
         }
         crl_plan::Decision::Refuse(message) => {

@@ -12,6 +12,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Client, Resource, ResourceExt};
 
 use super::queue::Queue;
+use crate::api::condition::{READY, is_true};
 use crate::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use crate::cluster::Key;
 use crate::cluster::events::Events;
@@ -142,13 +143,13 @@ pub struct Context {
     pub events: Events,
     /// The authorities that can sign, by name.
     pub signing: RwLock<HashMap<String, Arc<Signing>>>,
-    /// resourceVersions of Secrets whose data was written or checked by this process: as long as the
-    /// watch shows the same one, the annotations tell the truth.
+    /// For each identity, the resourceVersion of its Secret when its data was written or checked by
+    /// this process: as long as the watch shows the same one, the annotations tell the truth.
     pub checked: Mutex<HashMap<Key, String>>,
     /// resourceVersions of our last status writes: older ones in a store are stale.
     pub written: Mutex<HashMap<(&'static str, Key), u64>>,
-    /// When an identity's Secret was last repaired.
-    pub repaired: Mutex<HashMap<Key, Instant>>,
+    /// How often an identity's Secret was put right since when.
+    pub repaired: Mutex<HashMap<Key, (u32, Instant)>>,
     /// When an authority's status was last written.
     pub status_written: Mutex<HashMap<String, Instant>>,
 }
@@ -157,6 +158,15 @@ impl Context {
     /// The authority of this name, when it can sign.
     pub fn signing(&self, authority: &str) -> Option<Arc<Signing>> {
         self.signing.read().expect("no holder of this lock panics").get(authority).cloned()
+    }
+
+    /// Is an authority about to be able to sign? Just after the start its CA is still being read, while
+    /// its status says that it is ready: whoever needs it waits instead of taking it for broken.
+    pub fn is_loading(&self, authority: &str) -> bool {
+        let found = self.stores.authorities.get(&Key::cluster(authority));
+        let status = found.as_ref().and_then(|authority| authority.status.as_ref());
+        self.signing(authority).is_none()
+            && status.is_some_and(|status| is_true(&status.conditions, READY))
     }
 
     /// Notes a write of ours, so that an older state from the watch is not taken for the present one.
@@ -190,21 +200,22 @@ impl Context {
     pub fn forget(&self, kind: &'static str, key: &Key) {
         self.written.lock().expect("no holder of this lock panics").remove(&(kind, key.clone()));
         self.repaired.lock().expect("no holder of this lock panics").remove(key);
+        self.checked.lock().expect("no holder of this lock panics").remove(key);
     }
 
-    /// Notes that the data of this Secret is what its annotations say.
-    pub fn note_checked(&self, secret: &Secret) {
+    /// Notes that the data of an identity's Secret is what its annotations say.
+    pub fn note_checked(&self, identity: Key, secret: &Secret) {
         let Some(version) = secret.resource_version() else {
             return;
         };
         let mut checked = self.checked.lock().expect("no holder of this lock panics");
-        checked.insert(Key::of(secret), version);
+        checked.insert(identity, version);
     }
 
     /// Is the data of this version of the Secret known to be what its annotations say?
-    pub fn is_checked(&self, secret: &PartialObjectMeta<Secret>) -> bool {
+    pub fn is_checked(&self, identity: &Key, secret: &PartialObjectMeta<Secret>) -> bool {
         let checked = self.checked.lock().expect("no holder of this lock panics");
-        let known = checked.get(&Key::of(secret));
+        let known = checked.get(identity);
         known.is_some() && known == secret.metadata.resource_version.as_ref()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::context::{Context, Published};
 use super::error::Error;
@@ -41,8 +41,15 @@ pub(super) async fn read(context: &Context, key: &CaKey) -> Result<Found, Error>
         warn!(name, "the ConfigMap of the CRL holds none; it is published anew");
         return Ok(Found::Empty(resource_version));
     };
+    let facts = match crl::read(&der.0) {
+        Ok(facts) => facts,
+        Err(why) => {
+            error!(name, %why, "the published CRL is damaged; it is published anew");
+            return Ok(Found::Empty(resource_version));
+        }
+    };
     Ok(Found::Crl(Published {
-        facts: Arc::new(crl::read(&der.0)?),
+        facts: Arc::new(facts),
         pem: crl::to_pem(&der.0).into(),
         bytes: der.0.len(),
         resource_version,

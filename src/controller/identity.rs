@@ -36,8 +36,10 @@ pub const NAME: &str = "identity";
 const WAIT: Duration = Duration::from_secs(1);
 /// The watch brings our own write long before this.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// A Secret that is edited again and again is repaired at most this often.
-const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
+/// A Secret that another hand keeps changing or deleting is put right so often in this time, not more.
+const REPAIRS: (u32, Duration) = (5, Duration::from_secs(60));
+/// While the CA of an authority is being read; it wakes its identities when it is.
+const LOADING: Duration = Duration::from_secs(5);
 /// A Secret that is not ours is not watched: somebody may have made room.
 const FOREIGN: Duration = Duration::from_secs(60);
 /// Two looks at an identity are at most this far apart.
@@ -59,6 +61,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     if !context.is_current(NAME, &*identity) {
         return Ok(Outcome::After(CATCH_UP));
     }
+    if context.is_loading(&identity.spec.authority_ref.name) {
+        return Ok(Outcome::After(LOADING));
+    }
     let signing = context.signing(&identity.spec.authority_ref.name);
     let now = Timestamp::now();
 
@@ -75,23 +80,29 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
 
     match decision {
         Decision::Keep { current, renewal } => {
-            if let Some(secret) = &present {
-                context.note_checked(secret);
+            // Without its CA at hand a chain and a bundle could not be checked.
+            if let (Some(secret), Some(_)) = (&present, &signing) {
+                context.note_checked(key, secret);
             }
             put_status(&context, &identity, Some(&current), Ok(()), now).await?;
             Ok(Outcome::After(until(renewal, now)))
         }
         Decision::Refresh(current) => {
+            if let Some(wait) = repair_wait(&context, &key) {
+                return Ok(Outcome::After(wait));
+            }
             let signing = signing.expect("a bundle is published by an authority that can sign");
             let present = present.expect("the Secret was read before its bundle is replaced");
             info!("replacing the trust bundle");
             let written = write(&context.client, &render_bundle(present, &signing.bundle)).await?;
-            context.note_checked(&written);
+            context.note_checked(key, &written);
             put_status(&context, &identity, Some(&current), Ok(()), now).await?;
             Ok(Outcome::After(CATCH_UP))
         }
         Decision::Issue(issuance) => {
-            if let Some(wait) = repair_wait(&context, &key, issuance.trigger) {
+            if matches!(issuance.trigger, Trigger::Repair | Trigger::Missing)
+                && let Some(wait) = repair_wait(&context, &key)
+            {
                 return Ok(Outcome::After(wait));
             }
             let still_good = matches!(issuance.trigger, Trigger::Renewal | Trigger::Changed)
@@ -110,7 +121,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
                 }
                 Err(error) => {
                     // What fails for a moment is not told as long as the present certificate is good.
-                    if error.is_refusal() || (!still_good && !error.is_conflict()) {
+                    if (error.is_refusal() || (!still_good && !error.is_conflict()))
+                        && !has_reason(&identity, Reason::IssuanceFailed)
+                    {
                         let ready = Err((Reason::IssuanceFailed, chain(&error)));
                         put_status(&context, &identity, None, ready, now).await?;
                     }
@@ -142,7 +155,7 @@ async fn gather_secret(
     let namespace = identity.namespace().unwrap_or_default();
     let name = &identity.spec.secret_name;
     let seen = context.stores.secrets.get(&Key::new(&namespace, name));
-    if let Some(seen) = seen.filter(|seen| !whole && context.is_checked(seen))
+    if let Some(seen) = seen.filter(|seen| !whole && context.is_checked(&Key::of(identity), seen))
         && ownership(identity, &seen.metadata).is_none()
         && let Some(current) = view_metadata(&seen.metadata)
     {
@@ -153,8 +166,8 @@ async fn gather_secret(
         .get_opt(name)
         .await
         .map_err(|source| Error::Read { object: format!("Secret {namespace}/{name}"), source })?;
-    let trust = signing.map(|signing| vec![signing.ca.certificate().clone()]);
-    let view = view_secret(identity, secret.as_ref(), trust.as_deref(), now);
+    let ca = signing.map(|signing| &*signing.ca);
+    let view = view_secret(identity, secret.as_ref(), ca, now);
     Ok((view, secret))
 }
 
@@ -228,16 +241,18 @@ fn hold(
     Some(hold.name_any())
 }
 
-fn repair_wait(context: &Context, key: &Key, trigger: Trigger) -> Option<Duration> {
-    if trigger != Trigger::Repair {
-        return None;
-    }
+/// Counts a repair; tells how long to wait when there were too many.
+fn repair_wait(context: &Context, key: &Key) -> Option<Duration> {
+    let (most, window) = REPAIRS;
     let mut repaired = context.repaired.lock().expect("no holder of this lock panics");
-    let since = repaired.get(key).map(Instant::elapsed);
-    if let Some(since) = since.filter(|since| *since < REPAIR_INTERVAL) {
-        return Some(REPAIR_INTERVAL - since);
+    let (count, since) = repaired.entry(key.clone()).or_insert((0, Instant::now()));
+    let age = since.elapsed();
+    if age > window {
+        (*count, *since) = (0, Instant::now());
+    } else if *count >= most {
+        return Some(window - age);
     }
-    repaired.insert(key.clone(), Instant::now());
+    *count += 1;
     None
 }
 
@@ -288,7 +303,7 @@ async fn issue_into(
     };
     let repaired = issuance.trigger == Trigger::Repair;
     let written = write(&context.client, &render_secret(identity, present, &rendered)).await?;
-    context.note_checked(&written);
+    context.note_checked(Key::of(identity), &written);
 
     let trigger = issuance.trigger.as_str();
     info!(trigger, %serial, revision = current.revision, not_after = %current.not_after, "issued");
@@ -334,6 +349,12 @@ async fn put_status(
         debug!("ready");
     }
     Ok(())
+}
+
+/// A message may differ each time; writing it each time would wake the identity each time.
+fn has_reason(identity: &ClientIdentity, reason: Reason) -> bool {
+    let mut conditions = identity.status.iter().flat_map(|status| &status.conditions);
+    conditions.any(|c| c.type_ == READY && c.reason == reason.as_str())
 }
 
 fn until(time: Timestamp, now: Timestamp) -> Duration {

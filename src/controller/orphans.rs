@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::ListParams;
 use tracing::{debug, info};
@@ -40,14 +41,17 @@ pub(super) async fn revoke_orphans(
         let api: Api<ClientIdentity> = Api::namespaced(context.client.clone(), &namespace);
         let present = match api.list(&ListParams::default()).await {
             Ok(list) => list.items,
-            // A namespace that the operator may no longer look into: nothing is known, so nothing
-            // is revoked.
+            // The right to look into a namespace goes with it. If it is there, nothing is known of what
+            // is in it, so nothing is revoked.
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                debug!(
-                    namespace,
-                    "may not list ClientIdentities; their certificates stay as they are"
-                );
-                continue;
+                let namespaces: Api<Namespace> = Api::all(context.client.clone());
+                match namespaces.get_opt(&namespace).await {
+                    Ok(None) => Vec::new(),
+                    Ok(Some(_)) | Err(_) => {
+                        debug!(namespace, "may not list ClientIdentities; certificates stay");
+                        continue;
+                    }
+                }
             }
             Err(source) => {
                 let object = format!("ClientIdentities of namespace {namespace}");

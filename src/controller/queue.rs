@@ -22,8 +22,10 @@ use crate::metrics::{ControllerLabel, Metrics, ReconcileLabels};
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// Longest delay after a failure.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(120);
-/// Delay after a conflict: long enough for the watch to catch up.
+/// First delay after a conflict, long enough for the watch to catch up; it doubles each time.
 const CONFLICT_DELAY: Duration = Duration::from_millis(50);
+/// Longest delay after a conflict.
+const LONGEST_CONFLICT_DELAY: Duration = Duration::from_secs(5);
 /// A reconcile that takes longer is given up and tried again.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -34,6 +36,14 @@ pub enum Outcome {
     Settled,
     /// To be called again after this time.
     After(Duration),
+}
+
+/// How a reconcile ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Well(Outcome),
+    Conflict,
+    Failure,
 }
 
 /// Puts keys into a queue.
@@ -72,7 +82,7 @@ pub async fn run<F, R>(
     R: Future<Output = Result<Outcome, Error>> + Send + 'static,
 {
     let mut schedule = Schedule::default();
-    let mut tasks: JoinSet<(Key, Outcome, bool)> = JoinSet::new();
+    let mut tasks: JoinSet<(Key, End)> = JoinSet::new();
     loop {
         while schedule.running.len() < concurrency {
             let Some(key) = schedule.next() else { break };
@@ -86,7 +96,7 @@ pub async fn run<F, R>(
             biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             Some(finished) = tasks.join_next(), if !tasks.is_empty() => match finished {
-                Ok((key, outcome, failed)) => schedule.finish(key, outcome, failed),
+                Ok((key, end)) => schedule.finish(key, end),
                 // A panic takes the process down: half a state must not go on.
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
@@ -107,28 +117,28 @@ async fn supervise(
     key: Key,
     work: impl Future<Output = Result<Outcome, Error>>,
     metrics: Arc<Metrics>,
-) -> (Key, Outcome, bool) {
+) -> (Key, End) {
     let started = Instant::now();
     let result = tokio::time::timeout(TIMEOUT, work).await;
     let seconds = started.elapsed().as_secs_f64();
     metrics.reconcile_seconds.get_or_create(&ControllerLabel { controller }).observe(seconds);
-    let (label, outcome, failed) = match result {
-        Ok(Ok(outcome)) => ("settled", outcome, false),
+    let (label, end) = match result {
+        Ok(Ok(outcome)) => ("settled", End::Well(outcome)),
         Ok(Err(error)) if error.is_conflict() => {
             debug!(error = chain(&error), "conflict, reading again");
-            (error.category(), Outcome::After(CONFLICT_DELAY), false)
+            (error.category(), End::Conflict)
         }
         Ok(Err(error)) => {
             warn!(error = chain(&error), "reconcile failed, it will be retried");
-            (error.category(), Outcome::Settled, true)
+            (error.category(), End::Failure)
         }
         Err(_) => {
             warn!("reconcile took too long, it will be retried");
-            ("timeout", Outcome::Settled, true)
+            ("timeout", End::Failure)
         }
     };
     metrics.reconciles.get_or_create(&ReconcileLabels { controller, outcome: label }).inc();
-    (key, outcome, failed)
+    (key, end)
 }
 
 /// Which keys wait, run, and come back when.
@@ -190,24 +200,28 @@ impl Schedule {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
 
-    fn finish(&mut self, key: Key, outcome: Outcome, failed: bool) {
+    fn finish(&mut self, key: Key, end: End) {
         self.running.remove(&key);
         let dirty = self.dirty.remove(&key);
-        if failed {
-            let count = self.failures.entry(key.clone()).or_insert(0);
-            let delay = FIRST_BACKOFF * 2u32.saturating_pow((*count).min(16));
-            *count += 1;
-            // Also when it was asked for again: a failing key must not spin.
-            self.set_timer(key, Instant::now() + delay.min(LONGEST_BACKOFF));
-            return;
-        }
-        self.failures.remove(&key);
-        if let Outcome::After(delay) = outcome {
-            self.set_timer(key.clone(), Instant::now() + delay);
-        }
-        if dirty {
-            self.add(key, Duration::ZERO);
-        }
+        let (first, longest) = match end {
+            End::Well(outcome) => {
+                self.failures.remove(&key);
+                if let Outcome::After(delay) = outcome {
+                    self.set_timer(key.clone(), Instant::now() + delay);
+                }
+                if dirty {
+                    self.add(key, Duration::ZERO);
+                }
+                return;
+            }
+            End::Conflict => (CONFLICT_DELAY, LONGEST_CONFLICT_DELAY),
+            End::Failure => (FIRST_BACKOFF, LONGEST_BACKOFF),
+        };
+        let count = self.failures.entry(key.clone()).or_insert(0);
+        let delay = first * 2u32.saturating_pow((*count).min(16));
+        *count += 1;
+        // Also when it was asked for again: a failing key must not spin.
+        self.set_timer(key, Instant::now() + delay.min(longest));
     }
 }
 
@@ -228,9 +242,9 @@ mod tests {
         schedule.add(key("a"), Duration::ZERO);
         schedule.add(key("a"), Duration::ZERO);
         assert_eq!(schedule.next(), None);
-        schedule.finish(key("a"), Outcome::Settled, false);
+        schedule.finish(key("a"), End::Well(Outcome::Settled));
         assert_eq!(schedule.next(), Some(key("a")));
-        schedule.finish(key("a"), Outcome::Settled, false);
+        schedule.finish(key("a"), End::Well(Outcome::Settled));
         assert_eq!(schedule.next(), None);
     }
 
@@ -241,14 +255,14 @@ mod tests {
         for expected in [500, 1000, 2000, 4000] {
             assert_eq!(schedule.next(), Some(key("a")));
             schedule.add(key("a"), Duration::ZERO);
-            schedule.finish(key("a"), Outcome::Settled, true);
+            schedule.finish(key("a"), End::Failure);
             assert_eq!(schedule.next(), None, "it must not spin");
             let wait = schedule.wake().unwrap() - Instant::now();
             assert_eq!(wait, Duration::from_millis(expected));
             tokio::time::advance(wait).await;
         }
         assert_eq!(schedule.next(), Some(key("a")));
-        schedule.finish(key("a"), Outcome::Settled, false);
+        schedule.finish(key("a"), End::Well(Outcome::Settled));
         assert!(schedule.failures.is_empty());
     }
 
@@ -260,7 +274,7 @@ mod tests {
         schedule.add(key("a"), Duration::from_secs(20));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(schedule.next(), Some(key("a")));
-        schedule.finish(key("a"), Outcome::Settled, false);
+        schedule.finish(key("a"), End::Well(Outcome::Settled));
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(schedule.next(), None);
     }

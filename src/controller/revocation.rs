@@ -60,8 +60,11 @@ fn decide_in(context: &Context, revocation: &CertificateRevocation, now: Timesta
         .map(|(name, signing)| (name.clone(), signing.published.facts.clone()))
         .collect();
     context.ledger.read_all(|ledgers| {
-        let books = ledgers
-            .iter()
+        // In one order always: the status lists what they hold.
+        let mut books: Vec<_> = ledgers.iter().collect();
+        books.sort_by_key(|(key, _)| *key);
+        let books = books
+            .into_iter()
             .map(|(key, ledger)| Book {
                 key,
                 ledger,

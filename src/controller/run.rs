@@ -18,7 +18,7 @@ use tracing::info;
 use super::context::{Context, Queues, Stores, index_key};
 use super::queue::{self, Queue};
 use super::{authority, identity, revocation, trust};
-use crate::api::{annotation, label};
+use crate::api::{ClientIdentity, annotation, label};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
 use crate::cluster::events::Events;
@@ -164,7 +164,10 @@ pub async fn run(
     };
     info!("stopping");
     stop.send_replace(true);
-    if let Err(error) = loops.await {
+    if lost {
+        // Another replica works already: what is under way here must not go on beside it.
+        loops.abort();
+    } else if let Err(error) = loops.await {
         std::panic::resume_unwind(error.into_panic());
     }
     release.send_replace(true);
@@ -281,16 +284,17 @@ fn start_watches(
     for api in scoped(client, &config.namespaces) {
         let (queue, identities) = (queues.clone(), stores.identities.clone());
         let revocations = stores.revocations.clone();
-        let changed = move |key: &Key, previous: Option<&crate::api::ClientIdentity>| {
+        let changed = move |key: &Key, previous: Option<&ClientIdentity>| {
             queue.identity.push(key.clone());
             // Whoever waited for the name of a Secret, before or after the change.
             let now = identities.get(key);
-            let names = previous.into_iter().chain(now.as_deref()).map(|i| &i.spec.secret_name);
-            for other in names.flat_map(|n| identities.find(&index_key(&key.namespace, n))) {
-                let other = Key::of(&*other);
-                if other != *key && (previous.is_none() || now.is_none()) {
-                    queue.identity.push(other);
-                }
+            let name = |identity: &ClientIdentity| identity.spec.secret_name.clone();
+            let names = [previous.map(name), now.as_deref().map(name)];
+            if names[0] != names[1] {
+                let names = names.iter().flatten().map(|name| index_key(&key.namespace, name));
+                let others = names.flat_map(|name| identities.find(&name));
+                let others = others.map(|other| Key::of(&*other)).filter(|other| other != key);
+                others.for_each(|other| queue.identity.push(other));
             }
             for revocation in revocations.find(&index_key(&key.namespace, &key.name)) {
                 queue.revocation.push(Key::of(&*revocation));

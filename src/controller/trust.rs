@@ -19,13 +19,15 @@ use crate::api::{ClientTrust, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
-use crate::plan::trust::{Anchor, Target, World, is_owned, plan, status};
+use crate::plan::trust::{Anchor, Target, World, is_owned, plan, secret, status};
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "trust";
 
 /// What was read from the data planes is looked at again after this time.
 const RESYNC: Duration = Duration::from_secs(600);
+/// While the CA of an authority is being read; it wakes its trusts when it is.
+const LOADING: Duration = Duration::from_secs(1);
 /// A target that another hand keeps changing is looked at again after this time.
 const CONFLICT: Duration = Duration::from_secs(30);
 /// Annotation of an IngressClass that serves Ingresses without a class.
@@ -36,14 +38,16 @@ const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 /// Reconciles one trust.
 pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error> {
     let trust = context.stores.trusts.get(&key);
-    let trust = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none());
-    detach(&context, &key, trust.as_deref()).await?;
-    let Some(trust) = trust else {
+    let Some(trust) = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none()) else {
         context.forget(NAME, &key);
+        detach(&context, &key).await?;
         return Ok(Outcome::Settled);
     };
     if !context.is_current(NAME, &*trust) {
         return Ok(Outcome::Settled);
+    }
+    if trust.spec.authorities.iter().any(|authority| context.is_loading(&authority.name)) {
+        return Ok(Outcome::After(LOADING));
     }
     let signing: Vec<(&str, Option<Arc<Signing>>)> = trust
         .spec
@@ -51,18 +55,22 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         .iter()
         .map(|reference| (reference.name.as_str(), context.signing(&reference.name)))
         .collect();
+    let authorities: Vec<_> = signing
+        .iter()
+        .map(|(name, signing)| {
+            let anchor = signing
+                .as_ref()
+                .map(|signing| Anchor { bundle: &signing.bundle, crl: &signing.published.pem });
+            (*name, anchor)
+        })
+        .collect();
+    // The CRL first: nothing that fails further down may keep it from those who read it.
+    let prepared = put_secret(&context, &trust, secret(&trust, &authorities)).await;
+    let detached = detach(&context, &key).await;
     let routes = host_routes(&context);
     let world = World {
         trust: &trust,
-        authorities: signing
-            .iter()
-            .map(|(name, signing)| {
-                let anchor = signing
-                    .as_ref()
-                    .map(|signing| Anchor { bundle: &signing.bundle, crl: &signing.published.pem });
-                (*name, anchor)
-            })
-            .collect(),
+        authorities,
         targets: gather_targets(&context, &trust).await?,
         routes: &routes,
         gate_url: &context.gate_url,
@@ -70,8 +78,8 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     };
     let plan = plan(&world);
 
-    // First what the targets will refer to, then the targets: never a route that names nothing.
-    let prepared = match put_secret(&context, &trust, plan.secret).await {
+    // What the targets will refer to comes before them: never a route that names nothing.
+    let prepared = match prepared {
         Ok(()) => put_objects(&context, &trust, &plan.objects).await,
         Err(error) => Err(error),
     };
@@ -96,6 +104,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         outcomes.push(outcome);
     }
     put_status(&context, &trust, &world, &outcomes).await?;
+    detached?;
     Ok(Outcome::After(if conflict { CONFLICT } else { RESYNC }))
 }
 
@@ -118,36 +127,48 @@ async fn carry_out(context: &Context, edit: Edit) -> Result<Result<(), Wanted>, 
     Ok(Ok(()))
 }
 
-/// Takes the trust off objects that carry its mark and are no longer its targets.
-async fn detach(context: &Context, key: &Key, trust: Option<&ClientTrust>) -> Result<(), Error> {
-    for object in routes_of_namespace(context, &key.namespace) {
-        if object["metadata"]["annotations"][annotation::TRUST] != key.name.as_str() {
-            continue;
-        }
-        let still = trust.is_some_and(|trust| {
-            let mut targets = trust.spec.target_refs.iter();
-            targets.any(|target| {
-                object["kind"] == target.kind.as_str()
-                    && object["metadata"]["name"] == target.name.as_str()
-            })
-        });
-        if still {
+/// Takes the trust off objects that carry its mark and are not its targets. What is open after that
+/// is open to everybody, so not the watch but the API server is asked whether the trust is gone.
+async fn detach(context: &Context, key: &Key) -> Result<(), Error> {
+    let marked: Vec<Value> = routes_of_namespace(context, &key.namespace)
+        .into_iter()
+        .filter(|object| object["metadata"]["annotations"][annotation::TRUST] == key.name.as_str())
+        .filter(|object| {
+            let trust = context.stores.trusts.get(key);
+            !trust.is_some_and(|trust| names(&trust, object))
+        })
+        .collect();
+    if marked.is_empty() {
+        return Ok(());
+    }
+    let api: Api<ClientTrust> = Api::namespaced(context.client.clone(), &key.namespace);
+    let trust = api
+        .get_opt(&key.name)
+        .await
+        .map_err(|source| Error::Read { object: format!("ClientTrust {key}"), source })?;
+    let trust = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none());
+    for object in marked {
+        if trust.as_ref().is_some_and(|trust| names(trust, &object)) {
             continue;
         }
         for plane in DATA_PLANES {
-            let edit = (plane.detach)(&key.name, &key.namespace, &object);
-            if edit != Edit::Nothing {
-                info!(target = %object["metadata"]["name"], "restoring a former target");
-                // A conflict here means that the object changed meanwhile: it is read again.
-                match edit {
-                    Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
-                    Edit::Replace(body) => apply::replace(&context.client, &body).await?,
-                    Edit::Nothing => {}
-                }
+            // A conflict here means that the object changed meanwhile: it is read again.
+            match (plane.detach)(&key.name, &object) {
+                Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
+                Edit::Replace(body) => apply::replace(&context.client, &body).await?,
+                Edit::Nothing => continue,
             }
+            info!(target = %object["metadata"]["name"], "restored a former target");
         }
     }
     Ok(())
+}
+
+/// Is this object among the trust's targets?
+fn names(trust: &ClientTrust, object: &Value) -> bool {
+    trust.spec.target_refs.iter().any(|target| {
+        object["kind"] == target.kind.as_str() && object["metadata"]["name"] == target.name.as_str()
+    })
 }
 
 fn routes_of_namespace(context: &Context, namespace: &str) -> Vec<Value> {
@@ -164,8 +185,14 @@ fn all_routes(context: &Context) -> Vec<Value> {
     all
 }
 
+/// The hosts that Traefik serves: Ingresses of other classes don't matter to it.
 fn host_routes(context: &Context) -> Vec<HostRoute> {
-    all_routes(context).iter().flat_map(traefik::host_routes).collect()
+    let served = |object: &Value| {
+        object["kind"] != "Ingress"
+            || ingress_data_plane(context, object)
+                .is_ok_and(|plane| plane.ingress_controller == traefik::TRAEFIK.ingress_controller)
+    };
+    all_routes(context).iter().filter(|o| served(o)).flat_map(traefik::host_routes).collect()
 }
 
 async fn gather_targets<'a>(
@@ -222,6 +249,11 @@ fn data_plane(
         return ingress::by_kind(&reference.group, &reference.kind)
             .ok_or_else(|| format!("no data plane is known for kind {}", reference.kind));
     }
+    ingress_data_plane(context, object)
+}
+
+/// The data plane of an Ingress is that of its class.
+fn ingress_data_plane(context: &Context, object: &Value) -> Result<&'static DataPlane, String> {
     let named = object["spec"]["ingressClassName"]
         .as_str()
         .or_else(|| object["metadata"]["annotations"][CLASS_ANNOTATION].as_str());
@@ -267,9 +299,13 @@ async fn put_secret(
         if !is_owned(trust, &present.metadata) {
             return Err(WriteError::NotOwned(object));
         }
-        if present.data == wanted.data && present.metadata.labels == wanted.metadata.labels {
+        // Labels that others added stay.
+        let mut labels = present.metadata.labels.clone().unwrap_or_default();
+        labels.extend(wanted.metadata.labels.take().unwrap_or_default());
+        if present.data == wanted.data && present.metadata.labels.as_ref() == Some(&labels) {
             return Ok(());
         }
+        wanted.metadata.labels = Some(labels);
         wanted.metadata.resource_version = present.resource_version();
     }
     write(&context.client, &wanted).await.map(|_| ())

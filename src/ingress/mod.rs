@@ -65,14 +65,12 @@ pub struct DataPlane {
     pub ingress_controller: &'static str,
     /// Kinds of its own that it serves, beside Ingress: group and kind.
     pub kinds: &'static [(&'static str, &'static str)],
-    /// Does it check CRLs? If not, the gate does.
-    pub crl: bool,
     /// The objects that it needs in the namespace of the trust.
     pub objects: fn(&Request<'_>) -> Vec<Value>,
     /// Puts the trust on a target: its present state in, the change out.
     pub attach: fn(&Request<'_>, &Value) -> Result<Edit, FieldConflict>,
     /// Takes the trust off a target.
-    pub detach: fn(trust: &str, namespace: &str, &Value) -> Edit,
+    pub detach: fn(trust: &str, &Value) -> Edit,
 }
 
 /// Every data plane that Countersign can program.

@@ -20,7 +20,6 @@ pub const TRAEFIK: DataPlane = DataPlane {
     name: "Traefik",
     ingress_controller: "traefik.io/ingress-controller",
     kinds: &[(GROUP, "IngressRoute")],
-    crl: false,
     objects,
     attach,
     detach,
@@ -121,6 +120,12 @@ fn gate_address(request: &Request<'_>) -> String {
 }
 
 fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
+    // Two trusts write as the same field manager: to the API server there would be no conflict.
+    let mark = target["metadata"]["annotations"][annotation::TRUST].as_str();
+    if let Some(other) = mark.filter(|mark| *mark != request.trust) {
+        let field = format!("metadata.annotations[{}]", annotation::TRUST);
+        return Err(FieldConflict { field, value: other.to_owned() });
+    }
     if target["kind"] == "Ingress" {
         Ok(attach_ingress(request, target))
     } else {
@@ -189,13 +194,15 @@ fn others(route: &Value, ours: &str) -> Vec<Value> {
     middlewares.filter(|middleware| middleware["name"] != ours).cloned().collect()
 }
 
-fn detach(trust: &str, _namespace: &str, target: &Value) -> Edit {
+fn detach(trust: &str, target: &Value) -> Edit {
     if target["metadata"]["annotations"][annotation::TRUST] != trust {
         return Edit::Nothing;
     }
     if target["kind"] == "Ingress" {
-        // Applying none of our fields removes those that we applied before.
-        return Edit::Apply(applied(target, json!({})));
+        // Applying none of our fields removes those that we applied before; the version keeps it from
+        // removing what another trust applied since.
+        let version = json!({"resourceVersion": target["metadata"]["resourceVersion"]});
+        return Edit::Apply(applied(target, version));
     }
     let name = object_name(trust);
     let mut edited = target.clone();
@@ -246,6 +253,23 @@ pub fn host_routes(object: &Value) -> Vec<HostRoute> {
         .into_iter()
         .map(|host| HostRoute { host, route: route.clone(), options: options.clone() })
         .collect()
+}
+
+/// Does every rule of a route name its hosts one by one? Traefik chooses TLS options by the host that
+/// the client names in the handshake; a rule without one gets its default options, which ask nobody
+/// for a certificate.
+pub fn names_its_hosts(object: &Value) -> bool {
+    let rules = |list: &Value, named: fn(&Value) -> bool| {
+        list.as_array().is_some_and(|rules| !rules.is_empty() && rules.iter().all(named))
+    };
+    if object["kind"] == "Ingress" {
+        let named = |rule: &Value| rule["host"].as_str().is_some_and(|host| !host.starts_with('*'));
+        object["spec"]["defaultBackend"].is_null() && rules(&object["spec"]["rules"], named)
+    } else {
+        rules(&object["spec"]["routes"], |route| {
+            route["match"].as_str().is_some_and(|rule| !hosts_of_rule(rule).is_empty())
+        })
+    }
 }
 
 /// The arguments of each ``Host(`a`, `b`)`` in a rule.
@@ -344,9 +368,9 @@ mod tests {
             ingress["metadata"]["annotations"][key] = value.clone();
         }
         assert_eq!(attach(&request(), &ingress), Ok(Edit::Nothing));
-        let Edit::Apply(removed) = detach("clients", "shop", &ingress) else { panic!("kept") };
+        let Edit::Apply(removed) = detach("clients", &ingress) else { panic!("kept") };
         assert!(removed["metadata"].get("annotations").is_none());
-        assert_eq!(detach("another", "shop", &ingress), Edit::Nothing);
+        assert_eq!(detach("another", &ingress), Edit::Nothing);
     }
 
     #[test]
@@ -362,9 +386,7 @@ mod tests {
         );
         assert_eq!(attach(&request(), &edited), Ok(Edit::Nothing));
 
-        let Edit::Replace(mut restored) = detach("clients", "shop", &edited) else {
-            panic!("kept")
-        };
+        let Edit::Replace(mut restored) = detach("clients", &edited) else { panic!("kept") };
         assert_eq!(restored["metadata"]["annotations"], json!({}));
         restored["metadata"].as_object_mut().unwrap().remove("annotations");
         assert_eq!(restored, original);
@@ -377,6 +399,35 @@ mod tests {
         let error = attach(&request(), &route).unwrap_err();
         assert_eq!(error.field, "spec.tls.options.name");
         assert_eq!(error.value, "theirs");
+    }
+
+    #[test]
+    fn a_second_trust_on_a_target_is_a_conflict() {
+        let mut route = ingress_route();
+        route["metadata"]["annotations"] = json!({annotation::TRUST: "first"});
+        assert_eq!(attach(&request(), &route).unwrap_err().value, "first");
+    }
+
+    #[test]
+    fn rules_that_leave_the_host_open_are_told() {
+        let ingress = |rules: Value| json!({"kind": "Ingress", "spec": {"rules": rules}});
+        for (object, expected) in [
+            (ingress_route(), true),
+            (ingress(json!([{"host": "a.example.com"}])), true),
+            (ingress(json!([{"host": "*.example.com"}])), false),
+            (ingress(json!([{"host": "a.example.com"}, {}])), false),
+            (ingress(json!(null)), false),
+            (
+                json!({"kind": "IngressRoute", "spec": {"routes": [{"match": "PathPrefix(`/`)"}]}}),
+                false,
+            ),
+            (
+                json!({"kind": "IngressRoute", "spec": {"routes": [{"match": "HostRegexp(`.+`)"}]}}),
+                false,
+            ),
+        ] {
+            assert_eq!(names_its_hosts(&object), expected, "{object}");
+        }
     }
 
     #[test]

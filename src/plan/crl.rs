@@ -65,15 +65,20 @@ pub fn decide(world: &World<'_>) -> Decision {
         // A purge of expired serials alone is no reason to publish: it waits for the refresh.
         let added = entries.iter().any(|e| published.serials.binary_search(&e.serial).is_err());
         let due = if added {
-            world.published_at.map_or(world.now, |at| at.saturating_add(COALESCE).unwrap_or(at))
+            // A time that lies ahead is of a clock that was set back: nobody waits for it.
+            let last = world.published_at.filter(|at| *at <= world.now);
+            last.map_or(world.now, |at| at.saturating_add(COALESCE).unwrap_or(at))
         } else {
-            refresh_time(published, world.refresh)
+            refresh_time(published, world)
         };
-        if world.in_service && world.now < due {
+        let from_the_future = published.this_update > world.now;
+        if world.in_service && !from_the_future && world.now < due {
             return Decision::WaitUntil(due);
         }
     }
+    // thisUpdate does not fall, unless it lay in the future, where every verifier refuses it.
     let floor = world.published.map_or(Timestamp::MIN, |published| published.this_update);
+    let floor = floor.min(world.now);
     let this_update = world.now.saturating_sub(BACKDATE).unwrap_or(world.now).max(floor);
     let next_update =
         world.now.saturating_add(world.validity).unwrap_or(Timestamp::MAX).min(world.ca_not_after);
@@ -85,10 +90,16 @@ pub fn decide(world: &World<'_>) -> Decision {
     })
 }
 
-/// When the published CRL is to be signed anew.
-pub fn refresh_time(published: &CrlFacts, refresh: SignedDuration) -> Timestamp {
+/// When the published CRL is to be signed anew: after `refresh`, and with a third of its own validity
+/// left at the latest, whatever the spec says by now. One that ends with its CA can't be prolonged.
+fn refresh_time(published: &CrlFacts, world: &World<'_>) -> Timestamp {
     let made = published.this_update.saturating_add(BACKDATE).unwrap_or(published.this_update);
-    made.saturating_add(refresh).unwrap_or(made)
+    let due = made.saturating_add(world.refresh).unwrap_or(made);
+    if published.next_update >= world.ca_not_after {
+        return due;
+    }
+    let validity = published.next_update.duration_since(published.this_update);
+    due.min(published.next_update.saturating_sub(validity / 3).unwrap_or(due))
 }
 
 /// An unexpired serial of the published CRL that the next one lacks means that the ledger lost a
@@ -202,12 +213,31 @@ mod tests {
     fn the_number_rises_and_this_update_never_falls_when_the_clock_goes_back() {
         let (ledger, crl) = (ledger(&["0a", "0b"]), published(5000, &["0a"]));
         let Decision::Publish(Publication { number, this_update, .. }) =
-            decide(&world(&ledger, Some(&crl), 1400))
+            decide(&world(&ledger, Some(&crl), 4970))
         else {
             panic!("not published")
         };
         assert!(number > crl.number);
         assert_eq!(this_update, crl.this_update);
+    }
+
+    #[test]
+    fn a_crl_is_signed_anew_long_before_it_expires_whatever_the_spec_says_now() {
+        let (ledger, crl) = (ledger(&["0a"]), published(1000, &["0a"]));
+        let world =
+            World { refresh: HOUR * 100, validity: HOUR * 200, ..world(&ledger, Some(&crl), 1001) };
+        let Decision::WaitUntil(due) = decide(&world) else { panic!("published at once") };
+        assert!(crl.next_update.duration_since(due) > HOUR * 3, "{due}");
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_delays_nothing() {
+        let ledger = ledger(&["0a", "0b"]);
+        let crl = published(9000, &["0a"]);
+        let world = World { published_at: Some(second(9000)), ..world(&ledger, Some(&crl), 1000) };
+        let Decision::Publish(publication) = decide(&world) else { panic!("not published") };
+        assert!(publication.this_update <= second(1000), "no verifier takes a CRL of the future");
+        assert!(publication.number > crl.number);
     }
 
     #[test]

@@ -228,7 +228,10 @@ pub fn decide(world: &World<'_>) -> Decision {
         profile,
         not_before: condition::truncate(not_before.max(signer.facts.not_before)),
         not_after: condition::truncate(not_after),
-        revision: world.last_revision.max(current.map_or(0, |current| current.revision)) + 1,
+        revision: world
+            .last_revision
+            .max(current.map_or(0, |current| current.revision))
+            .saturating_add(1),
         spec_hash,
     })
 }
@@ -253,16 +256,18 @@ fn trigger(world: &World<'_>, spec_hash: &str) -> Option<Trigger> {
 /// When a certificate is replaced: `renewBefore` before it expires, and up to a tenth of the time
 /// until then earlier, by the identity's UID, so that many made in one minute do not renew in one.
 pub fn renewal(identity: &ClientIdentity, current: &Current) -> Timestamp {
-    let made = current.not_before.as_second();
-    let lifetime = current.not_after.as_second() - made;
+    // Counted from when it was made: a certificate must never be due for renewal as it is born.
+    let end = current.not_after.as_second();
+    let made = end.min(current.not_before.as_second() + BACKDATE.as_secs());
+    let lifetime = end - made;
     let before = identity.spec.renew_before.map(Duration::as_secs);
     // A certificate that was cut to its CA's lifetime may be shorter than renewBefore.
-    let before = before.filter(|before| *before < lifetime).unwrap_or(lifetime / 3);
+    let before = before.filter(|before| before + 10 <= lifetime).unwrap_or(lifetime / 3);
     let spread = (lifetime - before) / 10;
     let uid = identity.metadata.uid.as_deref().unwrap_or_default();
     let earlier = if spread > 0 { fnv1a(uid.as_bytes()) as i64 & i64::MAX } else { 0 };
     let earlier = if spread > 0 { earlier % (spread + 1) } else { 0 };
-    Timestamp::from_second(made + lifetime - before - earlier).unwrap_or(current.not_after)
+    Timestamp::from_second(end - before - earlier).unwrap_or(current.not_after)
 }
 
 /// FNV-1a, 64 bits: a stable hash that spreads UIDs; nothing depends on its strength.
@@ -454,8 +459,7 @@ pub(crate) mod tests {
         }
 
         fn view(&self, secret: &Secret) -> SecretView {
-            let trust = [self.ca.certificate().clone()];
-            view_secret(&self.identity, Some(secret), Some(&trust), instant(NOW))
+            view_secret(&self.identity, Some(secret), Some(&self.ca), instant(NOW))
         }
     }
 
@@ -569,7 +573,7 @@ pub(crate) mod tests {
         fixture.identity = original;
         fixture.ca = sample();
         let of_other_ca = fixture.view(&secret);
-        assert!(trigger_of(decide(&fixture.world(of_other_ca))).is_some());
+        assert_eq!(trigger_of(decide(&fixture.world(of_other_ca))), Some(Trigger::Changed));
     }
 
     #[test]
@@ -592,6 +596,10 @@ pub(crate) mod tests {
         let mut predecessor = ours.clone();
         predecessor.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
         assert_eq!(decide(&fixture.world(fixture.view(&predecessor))), Decision::Wait);
+        let mut unlabelled = ours.clone();
+        unlabelled.metadata.labels = None;
+        let decision = decide(&fixture.world(fixture.view(&unlabelled)));
+        assert_eq!(trigger_of(decision), Some(Trigger::Repair), "it would not be watched");
         let mut restored = ours;
         restored.metadata.owner_references = None;
         let decision = decide(&fixture.world(fixture.view(&restored)));
@@ -676,7 +684,11 @@ pub(crate) mod tests {
                 bundle_hash: None,
             };
             let at = renewal(&identity, &current);
-            prop_assert!(at >= made && at < current.not_after);
+            prop_assert!(at < current.not_after);
+            if lifetime >= 360 {
+                // As long as the shortest that is issued: not due at once, whatever renewBefore says.
+                prop_assert!(at >= made + BACKDATE + SignedDuration::from_secs(9));
+            }
         }
     }
 

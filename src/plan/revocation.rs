@@ -182,7 +182,7 @@ pub fn decide(world: &World<'_>) -> Decision {
         )
     };
     let first_time = published.status && before.published_time.is_none();
-    certificates.truncate(NAMED_IN_STATUS);
+    certificates.drain(..count.saturating_sub(NAMED_IN_STATUS));
     let status = CertificateRevocationStatus {
         identity_uid,
         certificates,

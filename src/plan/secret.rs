@@ -8,12 +8,11 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
-use rustls_pki_types::CertificateDer;
 
 use crate::api::{ClientIdentity, annotation, label};
 use crate::pki::inspect::{certificates, inspect_pair};
 use crate::pki::verify::verify_client;
-use crate::pki::{PrivateKey, Serial, sha256_hex};
+use crate::pki::{CertificateAuthority, PrivateKey, Serial, sha256_hex};
 
 /// Its keys.
 pub mod key {
@@ -102,7 +101,7 @@ fn marked_for(identity: &ClientIdentity, secret: &ObjectMeta) -> bool {
 pub fn view_secret(
     identity: &ClientIdentity,
     secret: Option<&Secret>,
-    trust: Option<&[CertificateDer<'_>]>,
+    ca: Option<&CertificateAuthority>,
     now: Timestamp,
 ) -> SecretView {
     let Some(secret) = secret else {
@@ -110,6 +109,10 @@ pub fn view_secret(
     };
     if let Some(view) = ownership(identity, &secret.metadata) {
         return view;
+    }
+    if !is_ours(&secret.metadata) {
+        // The watch selects by the label: without it nobody would see the next change.
+        return SecretView::Broken("it has lost its label");
     }
     let empty = BTreeMap::new();
     let data = secret.data.as_ref().unwrap_or(&empty);
@@ -124,11 +127,15 @@ pub fn view_secret(
     if (noted.serial, &noted.fingerprint) != (facts.serial, &facts.fingerprint) {
         return SecretView::Broken("tls.crt is not the certificate that was issued");
     }
-    // An expired certificate is not broken: it is renewed. One of another CA is told by the hash.
+    // An expired certificate is not broken, and one of another CA is not: both are replaced for what
+    // they are.
     let verified_at = now.min(facts.not_after).max(facts.not_before);
-    if let (Some(trust), Ok(chain)) = (trust, certificates(chain)) {
-        let spec_is_same_ca = verify_client(&chain[0], trust, verified_at);
-        if spec_is_same_ca.is_err() {
+    if let Some(ca) = ca.filter(|ca| ca.facts().key_id == facts.authority_key_id) {
+        let leaf = certificates(chain).map(|mut chain| chain.swap_remove(0));
+        let trusted = leaf.is_ok_and(|leaf| {
+            verify_client(&leaf, std::slice::from_ref(ca.certificate()), verified_at).is_ok()
+        });
+        if !trusted {
             return SecretView::Broken("the published trust does not verify tls.crt");
         }
     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
 use crate::api::trust::{Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, label};
-use crate::ingress::traefik::host_routes;
+use crate::ingress::traefik::{host_routes, names_its_hosts};
 use crate::ingress::{DataPlane, Edit, HostRoute, Request, object_name};
 
 /// Keys of a trust's Secret.
@@ -59,10 +59,8 @@ pub struct Target<'a> {
     pub data_plane: Result<&'static DataPlane, String>,
 }
 
-/// What to write.
+/// What to write beside the Secret.
 pub struct Plan {
-    /// Trust bundle and CRL.
-    pub secret: Secret,
     /// The data planes' objects, with owner and labels.
     pub objects: Vec<Value>,
     /// The change to each target, in the order of the spec; or why there is none.
@@ -96,7 +94,7 @@ pub fn plan(world: &World<'_>) -> Plan {
         .flat_map(|plane| (plane.objects)(&request))
         .map(|object| owned(world.trust, object))
         .collect();
-    Plan { secret: secret(world, &namespace, &name), objects, edits }
+    Plan { objects, edits }
 }
 
 fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
@@ -125,9 +123,9 @@ fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
 
 /// The Secret of a trust: one Opaque Secret that nginx, HAProxy, Envoy and Traefik controllers all
 /// read. While an authority is not ready its clients are missing from it, so that they are refused.
-fn secret(world: &World<'_>, namespace: &str, name: &str) -> Secret {
+pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -> Secret {
     let join = |part: fn(&Anchor<'_>) -> String| -> String {
-        world.authorities.iter().filter_map(|(_, anchor)| anchor.as_ref()).map(part).collect()
+        authorities.iter().filter_map(|(_, anchor)| anchor.as_ref()).map(part).collect()
     };
     let mut data = BTreeMap::new();
     for (key, text) in [
@@ -138,10 +136,10 @@ fn secret(world: &World<'_>, namespace: &str, name: &str) -> Secret {
     }
     Secret {
         metadata: ObjectMeta {
-            name: Some(object_name(name)),
-            namespace: Some(namespace.to_owned()),
+            name: Some(object_name(&trust.name_any())),
+            namespace: trust.namespace(),
             labels: Some(labels()),
-            owner_references: Some(vec![owner(world.trust)]),
+            owner_references: Some(vec![owner(trust)]),
             ..ObjectMeta::default()
         },
         type_: Some("Opaque".to_owned()),
@@ -242,7 +240,16 @@ fn target_conditions(
             not_programmed(REVOCATION_ENFORCED, &failed.message),
         ],
         Ok(()) => {
+            let open = target.object.as_ref().is_some_and(|object| !names_its_hosts(object));
             let programmed = match conflicting_route(world, target) {
+                None if open => Wanted::no(
+                    PROGRAMMED,
+                    Reason::HostMissing.as_str(),
+                    format!(
+                        "{} {:?} has a rule without an exact host: Traefik then asks nobody for a certificate; give every rule its host",
+                        target.reference.kind, target.reference.name
+                    ),
+                ),
                 None => Wanted::yes(
                     PROGRAMMED,
                     Reason::Programmed.as_str(),
@@ -353,8 +360,9 @@ mod tests {
         for object in &plan.objects {
             assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "uid");
         }
-        assert!(is_owned(&trust, &plan.secret.metadata));
-        assert_eq!(plan.secret.data.unwrap()["ca.crl"].0, b"CRL\n");
+        let secret = secret(&trust, &[("staff", Some(ANCHOR))]);
+        assert!(is_owned(&trust, &secret.metadata));
+        assert_eq!(secret.data.unwrap()["ca.crl"].0, b"CRL\n");
     }
 
     #[test]
@@ -382,7 +390,7 @@ mod tests {
         let trust = trust();
         let world = world(&trust, None, Some(ingress()), &[]);
         let plan = plan(&world);
-        assert!(plan.secret.data.unwrap()["ca.crt"].0.is_empty());
+        assert!(secret(&trust, &[("staff", None)]).data.unwrap()["ca.crt"].0.is_empty());
         assert!(matches!(plan.edits[0], Ok(Edit::Apply(_))));
         let status = status(&world, &[Ok(())]);
         assert_eq!(condition(&status, READY), ("False", "AuthorityNotReady"));
