@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::WatchStreamExt;
@@ -17,6 +18,9 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Key;
+
+/// After this time it is looked again whether there is something to watch.
+const NOTHING_TO_WATCH: Duration = Duration::from_secs(30);
 
 /// A string that objects are found by, such as `namespace/secretName`.
 pub type Index<K> = fn(&K) -> Option<String>;
@@ -191,6 +195,8 @@ where
                         if std::mem::take(&mut first) {
                             store.shared.pending.send_modify(|count| *count -= 1);
                         }
+                        // The watch's own backoff starts over with each attempt.
+                        tokio::time::sleep(NOTHING_TO_WATCH).await;
                     }
                     Err(error) => warn!(%error, "watch failed, it will be retried"),
                 }

@@ -68,11 +68,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let now = Timestamp::now();
 
     // Metadata is enough as long as nothing is to be written.
-    let (view, mut present) =
+    let (view, mut present, whole) =
         gather_secret(&context, &identity, signing.as_deref(), now, false).await?;
     let mut decision = decide(&gather(&context, &identity, signing.as_deref(), view, now));
-    if present.is_none() && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
-        let (view, read) =
+    if !whole && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
+        let (view, read, _) =
             gather_secret(&context, &identity, signing.as_deref(), now, true).await?;
         present = read;
         decision = decide(&gather(&context, &identity, signing.as_deref(), view, now));
@@ -144,14 +144,15 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
 }
 
-/// Reads the Secret, or, when its data is known to be what its annotations say, their metadata only.
+/// Reads the Secret, or, when its data is known to be what its annotations say, only these. Also tells
+/// whether it was read whole.
 async fn gather_secret(
     context: &Context,
     identity: &ClientIdentity,
     signing: Option<&Signing>,
     now: Timestamp,
     whole: bool,
-) -> Result<(SecretView, Option<Secret>), Error> {
+) -> Result<(SecretView, Option<Secret>, bool), Error> {
     let namespace = identity.namespace().unwrap_or_default();
     let name = &identity.spec.secret_name;
     let seen = context.stores.secrets.get(&Key::new(&namespace, name));
@@ -159,7 +160,7 @@ async fn gather_secret(
         && ownership(identity, &seen.metadata).is_none()
         && let Some(current) = view_metadata(&seen.metadata)
     {
-        return Ok((SecretView::Good(current), None));
+        return Ok((SecretView::Good(current), None, false));
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let secret = api
@@ -168,7 +169,7 @@ async fn gather_secret(
         .map_err(|source| Error::Read { object: format!("Secret {namespace}/{name}"), source })?;
     let ca = signing.map(|signing| &*signing.ca);
     let view = view_secret(identity, secret.as_ref(), ca, now);
-    Ok((view, secret))
+    Ok((view, secret, true))
 }
 
 fn gather<'a>(
