@@ -487,6 +487,25 @@ async fn killed_at_any_moment_of_a_rotation_key_and_leaf_match() {
 }
 
 #[tokio::test]
+async fn a_namespace_that_goes_burns_no_serial() {
+    let (plane, client) = plane().await;
+    let _operator = Operator::start(&plane);
+    authority(&client, "clients").await;
+    let ns = namespace(&client, "going").await;
+    let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), &ns);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &ns);
+    create(&identities, &identity_yaml("laptop", "")).await;
+    wait_for(&identities, "laptop", READY, "True", "Issued").await;
+    // Without a controller manager the namespace stays in its deletion, as a large one does for a while.
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    namespaces.delete(&ns, &Default::default()).await.expect("deleted");
+    delete(&secrets, "laptop-tls").await;
+    tokio::time::sleep(Duration::from_secs(4)).await; // nothing to wait for: it is what must not happen
+    let issued = ledger(&client).await;
+    assert_eq!(issued.len(), 1, "{issued:?}");
+}
+
+#[tokio::test]
 async fn two_replicas_have_one_ca_and_one_leader() {
     let (plane, client) = plane().await;
     let first = Operator::start_as(&plane, "one", &[]);

@@ -23,7 +23,7 @@ use super::duration::Duration;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Live", type_ = "integer", json_path = ".status.certificates.live"),
     printcolumn(name = "Revoked", type_ = "integer", json_path = ".status.certificates.revoked"),
-    printcolumn(name = "CRL expires", type_ = "date", json_path = ".status.crl.nextUpdate"),
+    printcolumn(name = "CRL expires", type_ = "string", json_path = ".status.crl.nextUpdate"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

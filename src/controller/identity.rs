@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, ResourceExt};
 use tracing::{debug, info};
 
@@ -104,6 +104,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
                 && let Some(wait) = repair_wait(&context, &key)
             {
                 return Ok(Outcome::After(wait));
+            }
+            // A namespace that goes takes the Secret first: what is issued now nobody could keep.
+            let again = issuance.trigger == Trigger::Missing && has_certificate(&identity);
+            if again && is_terminating(&context, &key.namespace).await? {
+                return Ok(Outcome::After(CATCH_UP));
             }
             let still_good = matches!(issuance.trigger, Trigger::Renewal | Trigger::Changed)
                 && identity
@@ -350,6 +355,19 @@ async fn put_status(
         debug!("ready");
     }
     Ok(())
+}
+
+fn has_certificate(identity: &ClientIdentity) -> bool {
+    identity.status.as_ref().is_some_and(|status| status.serial_number.is_some())
+}
+
+async fn is_terminating(context: &Context, namespace: &str) -> Result<bool, Error> {
+    let api: Api<Namespace> = Api::all(context.client.clone());
+    let found = api
+        .get_opt(namespace)
+        .await
+        .map_err(|source| Error::Read { object: format!("Namespace {namespace}"), source })?;
+    Ok(found.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
 }
 
 /// A message may differ each time; writing it each time would wake the identity each time.

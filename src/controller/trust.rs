@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::context::{Context, Signing, Stores};
-use super::error::Error;
+use super::error::{Error, chain};
 use super::queue::Outcome;
 use crate::api::condition::{PROGRAMMED, READY, Wanted};
 use crate::api::trust::{Reason, TargetReference};
@@ -83,6 +83,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         Ok(()) => put_objects(&context, &trust, &plan.objects).await,
         Err(error) => Err(error),
     };
+    let mut refused = Ok(());
     let prepared = match prepared {
         Ok(()) => Ok(()),
         Err(WriteError::NotOwned(object)) => Err(Wanted::no(
@@ -90,7 +91,15 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             Reason::NotOwned.as_str(),
             format!("{object} exists and is not ours; delete it or rename the ClientTrust"),
         )),
-        Err(error) => return Err(error.into()),
+        Err(error) => {
+            let error = Error::from(error);
+            if !error.is_refusal() {
+                return Err(error);
+            }
+            let message = chain(&error);
+            refused = Err(error);
+            Err(Wanted::no(PROGRAMMED, Reason::NotProgrammed.as_str(), message))
+        }
     };
     let mut outcomes = Vec::new();
     let mut conflict = false;
@@ -105,6 +114,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     put_status(&context, &trust, &world, &outcomes).await?;
     detached?;
+    refused?;
     Ok(Outcome::After(if conflict { CONFLICT } else { RESYNC }))
 }
 
