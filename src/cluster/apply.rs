@@ -109,6 +109,12 @@ pub fn dynamic_api(client: &Client, object: &Value) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), &text(&object["metadata"]["namespace"]), &resource)
 }
 
+/// The name of an object, and its kind and name for messages.
+fn describe(object: &Value) -> (&str, String) {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    (name, format!("{} {name}", object["kind"].as_str().unwrap_or_default()))
+}
+
 /// Brings an object of ours to the wanted state by server-side apply, unless its wanted fields stand
 /// already. One of the same name that `owned` does not recognise is left alone.
 pub async fn ensure(
@@ -117,8 +123,7 @@ pub async fn ensure(
     owned: impl Fn(&DynamicObject) -> bool,
 ) -> Result<bool, WriteError> {
     let api = dynamic_api(client, wanted);
-    let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
-    let object = format!("{} {name}", wanted["kind"].as_str().unwrap_or_default());
+    let (name, object) = describe(wanted);
     let failed = |error| WriteError::new(object.clone(), error);
     if let Some(present) = api.get_opt(name).await.map_err(failed)? {
         if !owned(&present) {
@@ -138,8 +143,7 @@ pub async fn ensure(
 /// conflict.
 pub async fn apply_unforced(client: &Client, body: &Value) -> Result<(), WriteError> {
     let api = dynamic_api(client, body);
-    let name = body["metadata"]["name"].as_str().unwrap_or_default();
-    let object = format!("{} {name}", body["kind"].as_str().unwrap_or_default());
+    let (name, object) = describe(body);
     let params = PatchParams::apply(FIELD_MANAGER);
     api.patch(name, &params, &Patch::Apply(body))
         .await
@@ -150,8 +154,7 @@ pub async fn apply_unforced(client: &Client, body: &Value) -> Result<(), WriteEr
 /// Replaces an object of the user under the resourceVersion that it carries.
 pub async fn replace(client: &Client, body: &Value) -> Result<(), WriteError> {
     let api = dynamic_api(client, body);
-    let name = body["metadata"]["name"].as_str().unwrap_or_default();
-    let object = format!("{} {name}", body["kind"].as_str().unwrap_or_default());
+    let (name, object) = describe(body);
     let typed: DynamicObject = serde_json::from_value(body.clone()).map_err(|source| {
         WriteError::Api { object: object.clone(), source: kube::Error::SerdeError(source) }
     })?;

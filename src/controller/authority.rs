@@ -17,7 +17,7 @@ use crate::api::ClientAuthority;
 use crate::api::authority::CertificateCounts;
 use crate::api::condition::{PUBLISHED, READY, Wanted, is_true, truncate};
 use crate::cluster::Key;
-use crate::cluster::apply::{self, WriteError, write};
+use crate::cluster::apply::{self, write};
 use crate::metrics::authority as label;
 use crate::pki::authority::CaParams;
 use crate::pki::{CertificateAuthority, PrivateKey, Serial};
@@ -138,15 +138,13 @@ async fn signing(
         .ca_not_after
         .get_or_create(&label(&key.authority))
         .set(ca.facts().not_after.as_second());
-    let previous_version = match found {
-        Found::Crl(published) => Ok(published),
-        Found::Empty(version) => Err(version),
-        Found::None => Err(None),
-    };
-    let published = match previous_version {
-        Ok(published) => published,
+    let published = match found {
+        Found::Crl(published) => {
+            crl::measure(context, key, &published);
+            published
+        }
         // An empty CRL exists before the first certificate is issued.
-        Err(version) => {
+        Found::Nothing(version) => {
             let due = crl::due(context, authority, key, &ca, None, now);
             let crl_plan::Decision::Publish(first) = due else {
                 unreachable!("without a published CRL one is always due");
@@ -154,7 +152,6 @@ async fn signing(
             crl::publish(context, key, &ca, version, &first, now).await?
         }
     };
-    crl::measure(context, key, &published);
     let signing = Arc::new(Signing {
         key: key.clone(),
         bundle: ca.certificate_pem(),
@@ -193,24 +190,25 @@ async fn publish(
     signing: Arc<Signing>,
     now: Timestamp,
 ) -> Result<(Arc<Signing>, Wanted, Duration), Error> {
+    let good = "the CA can sign and its CRL is published";
+    let good = Wanted::yes(READY, Reason::Ready.as_str(), good);
     let (key, ca) = (&signing.key, &signing.ca);
     let (published, in_service) = in_service(context, &signing).await?;
     let known = Some((&published, in_service));
     let publication = match crl::due(context, authority, key, ca, known, now) {
         crl_plan::Decision::WaitUntil(due) => {
-            let good = "the CA can sign and its CRL is published";
             let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
-            if published.resource_version != signing.published.resource_version {
-                // Another process published it: its revocations are in force, so they are in ours.
-                let newer = published.facts.number != signing.published.facts.number;
-                let taken = Arc::new(Signing { published, ..(*signing).clone() });
-                keep(context, taken.clone());
-                if newer {
-                    wake_trusts(context, &taken.key.authority);
-                }
-                return Ok((taken, Wanted::yes(READY, Reason::Ready.as_str(), good), wait));
+            if published.resource_version == signing.published.resource_version {
+                return Ok((signing, good, wait));
             }
-            return Ok((signing, Wanted::yes(READY, Reason::Ready.as_str(), good), wait));
+            // Another process published it: its revocations are in force, so they are in ours.
+            let newer = published.facts.number != signing.published.facts.number;
+            let taken = Arc::new(Signing { published, ..(*signing).clone() });
+            keep(context, taken.clone());
+            if newer {
+                wake_trusts(context, &taken.key.authority);
+            }
+            return Ok((taken, good, wait));
         }
         crl_plan::Decision::Refuse(message) => {
             error!(message, "the CRL is not published");
@@ -224,7 +222,7 @@ async fn publish(
     let published = match crl::publish(context, key, ca, version, &publication, now).await {
         Ok(published) => published,
         Err(error) => {
-            if !matches!(error, Error::Write(WriteError::Conflict { .. })) {
+            if !error.is_conflict() {
                 let message = format!("the CRL was not published: {}", chain(&error));
                 let refused = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
                 put_status(context, authority, key, Some(&signing), refused, now).await?;
@@ -241,8 +239,7 @@ async fn publish(
             context.queues.revocation.push(Key::of(&*revocation));
         }
     }
-    let good = "the CA can sign and its CRL is published";
-    Ok((fresh, Wanted::yes(READY, Reason::Ready.as_str(), good), Duration::from_secs(1)))
+    Ok((fresh, good, Duration::from_secs(1)))
 }
 
 /// The newest CRL, under the version that stands in the cluster, and whether it is what stands there.
@@ -259,10 +256,9 @@ async fn in_service(context: &Context, signing: &Signing) -> Result<(Published, 
         Found::Crl(found) if found.facts.number >= ours.facts.number => {
             (Published { at: ours.at, ..found }, true)
         }
-        Found::Crl(Published { resource_version, .. }) | Found::Empty(resource_version) => {
+        Found::Crl(Published { resource_version, .. }) | Found::Nothing(resource_version) => {
             (Published { resource_version, ..ours }, false)
         }
-        Found::None => (Published { resource_version: None, ..ours }, false),
     })
 }
 

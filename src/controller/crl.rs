@@ -19,10 +19,8 @@ use crate::plan::ledger::CaKey;
 
 /// The CRL of a CA as it stands in the cluster.
 pub(super) enum Found {
-    /// There is none.
-    None,
-    /// A ConfigMap without a CRL, of this resourceVersion: it is written over.
-    Empty(Option<String>),
+    /// None; the resourceVersion is that of a ConfigMap without a usable one, which is written over.
+    Nothing(Option<String>),
     /// A CRL.
     Crl(Published),
 }
@@ -35,17 +33,17 @@ pub(super) async fn read(context: &Context, key: &CaKey) -> Result<Found, Error>
         .get_opt(&name)
         .await
         .map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
-    let Some(config_map) = found else { return Ok(Found::None) };
+    let Some(config_map) = found else { return Ok(Found::Nothing(None)) };
     let resource_version = config_map.resource_version();
     let Some(der) = config_map.binary_data.and_then(|mut data| data.remove(crl_key::DER)) else {
         warn!(name, "the ConfigMap of the CRL holds none; it is published anew");
-        return Ok(Found::Empty(resource_version));
+        return Ok(Found::Nothing(resource_version));
     };
     let facts = match crl::read(&der.0) {
         Ok(facts) => facts,
         Err(why) => {
             error!(name, %why, "the published CRL is damaged; it is published anew");
-            return Ok(Found::Empty(resource_version));
+            return Ok(Found::Nothing(resource_version));
         }
     };
     Ok(Found::Crl(Published {
