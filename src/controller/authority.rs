@@ -19,8 +19,9 @@ use crate::api::condition::{PUBLISHED, READY, Wanted, is_true, truncate};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, write};
 use crate::metrics::authority as label;
-use crate::pki::authority::CaParams;
-use crate::pki::{CertificateAuthority, PrivateKey, Serial};
+use crate::pki::authority::{CaParams, NameConstraints};
+use crate::pki::name::{Attribute, Name};
+use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial};
 use crate::plan::authority::{
     BACKDATE, Decision, Reason, World, crl_name, crl_url, decide, render_secret, secret_name,
     status,
@@ -122,8 +123,9 @@ async fn signing(
         Decision::Refuse(refusal) => return Ok(Err(refusal)),
         Decision::Use(ca) => *ca,
         Decision::Mint => {
-            let ca = mint(authority, now)?;
-            let mut wanted = render_secret(key, ca.certificate_pem(), ca.key());
+            let private_key = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+            let ca = mint(authority, private_key.clone(), now)?;
+            let mut wanted = render_secret(key, ca.certificate_pem(), &private_key);
             wanted.metadata.namespace = Some(context.namespace.clone());
             // Creation fails when another replica was faster: then its CA is read, and ours forgotten.
             secret = Some(write(&context.client, &wanted).await?);
@@ -170,17 +172,25 @@ fn keep(context: &Context, signing: Arc<Signing>) {
     all.insert(signing.key.authority.to_string(), signing);
 }
 
-fn mint(authority: &ClientAuthority, now: Timestamp) -> Result<CertificateAuthority, Error> {
+fn mint(
+    authority: &ClientAuthority,
+    key: Arc<PrivateKey>,
+    now: Timestamp,
+) -> Result<CertificateAuthority, Error> {
     let spec = &authority.spec.self_signed;
     let lifetime = SignedDuration::from_secs(spec.duration.as_secs());
+    let organization = spec.organization.iter().map(|o| (Attribute::Organization, o.clone()));
+    let common_name = [(Attribute::CommonName, spec.common_name.clone())];
     let params = CaParams {
-        common_name: &spec.common_name,
-        organization: spec.organization.as_deref(),
+        subject: &Name(organization.chain(common_name).collect()),
+        path_length: 0,
+        name_constraints: &NameConstraints::default(),
+        crl_url: None,
         serial: Serial::random(),
         not_before: truncate(now - BACKDATE),
         not_after: truncate(now.saturating_add(lifetime).unwrap_or(Timestamp::MAX)),
     };
-    Ok(CertificateAuthority::self_signed(&params, PrivateKey::generate())?)
+    Ok(CertificateAuthority::self_signed(&params, key)?)
 }
 
 /// Publishes a CRL when one is due; tells what the Ready condition says and when to look again.

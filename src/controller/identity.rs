@@ -19,7 +19,7 @@ use crate::cluster::apply::{self, write};
 use crate::metrics::IssuanceLabels;
 use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
-use crate::pki::{PrivateKey, Serial};
+use crate::pki::{KeyType, PrivateKey, Serial};
 use crate::plan::identity::{
     AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder, renewal, status,
 };
@@ -271,7 +271,7 @@ async fn issue_into(
     present: Option<Secret>,
     now: Timestamp,
 ) -> Result<Current, Error> {
-    let (serial, key) = (Serial::random(), PrivateKey::generate());
+    let (serial, key) = (Serial::random(), PrivateKey::generate(KeyType::EcdsaP256));
     let record = Record::Issued(Issued {
         serial,
         revision: issuance.revision,
@@ -291,7 +291,8 @@ async fn issue_into(
         crl_url: signing.crl_url.as_deref(),
     };
     let issued = issue(&signing.ca, &request)?;
-    let facts = verify_issued(&issued.der, &request, &[signing.ca.certificate().clone()], now)?;
+    let facts =
+        verify_issued(&issued.der, &request, &[], &[signing.ca.certificate().clone()], now)?;
     let current = Current {
         serial,
         fingerprint: facts.fingerprint,

@@ -9,11 +9,11 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::der::{self, SEQUENCE};
+use super::encode;
+use super::key::SignError;
+use super::public_key::verify_signature;
 use super::{CertificateAuthority, Serial};
 
-/// ecdsa-with-SHA256 (RFC 5758 section 3.2), as an AlgorithmIdentifier.
-const ECDSA_WITH_SHA256: &[u8] =
-    &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 const ID_CE_CRL_NUMBER: &[u8] = &[0x55, 0x1d, 0x14];
 const ID_CE_CRL_REASONS: &[u8] = &[0x55, 0x1d, 0x15];
 const ID_CE_AUTHORITY_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1d, 0x23];
@@ -63,8 +63,8 @@ pub struct CrlFacts {
 #[derive(Debug, thiserror::Error)]
 pub enum CrlError {
     /// Signing failed.
-    #[error("failed to sign CRL")]
-    Sign(#[from] rcgen::Error),
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// It can't be parsed.
     #[error("not a usable CRL: {0}")]
     Unusable(&'static str),
@@ -91,7 +91,7 @@ pub fn sign(
     let facts = authority.facts();
     let mut body = Vec::with_capacity(revoked.len() + 512);
     der::value(&mut body, der::INTEGER, &[1]);
-    body.extend_from_slice(ECDSA_WITH_SHA256);
+    body.extend(authority.signer().key_type().signature_algorithm_der());
     body.extend_from_slice(&facts.subject_der);
     der::time(&mut body, this_update);
     der::time(&mut body, next_update);
@@ -102,14 +102,7 @@ pub fn sign(
     let extensions = der::tlv(SEQUENCE, &extensions(&facts.key_id, number));
     der::value(&mut body, 0xa0, &extensions);
 
-    let tbs = der::tlv(SEQUENCE, &body);
-    let signature = authority.sign(&tbs)?;
-    let mut content = tbs;
-    content.extend_from_slice(ECDSA_WITH_SHA256);
-    der::header(&mut content, der::BIT_STRING, signature.len() + 1);
-    content.push(0);
-    content.extend_from_slice(&signature);
-    Ok(der::tlv(SEQUENCE, &content))
+    Ok(encode::signed(der::tlv(SEQUENCE, &body), authority.signer())?)
 }
 
 fn encode_entry(out: &mut Vec<u8>, entry: &Entry) {
@@ -156,7 +149,13 @@ pub fn verify(
     let crl = parse(der)?;
     let (_, certificate) = X509Certificate::from_der(authority.certificate())
         .map_err(|_| CrlError::Unusable("the CA certificate can't be read"))?;
-    crl.verify_signature(certificate.public_key()).map_err(|_| CrlError::Signature)?;
+    verify_signature(
+        certificate.public_key(),
+        &crl.signature_algorithm,
+        &crl.signature_value,
+        crl.tbs_cert_list.as_ref(),
+    )
+    .map_err(|_| CrlError::Signature)?;
     let facts = facts(&crl)?;
     let same_serials = facts.serials.iter().eq(entries.iter().map(|entry| &entry.serial));
     let checks = [

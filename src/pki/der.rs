@@ -1,4 +1,4 @@
-//! The few DER forms (X.690) that a CRL needs. Everything else is encoded by rcgen.
+//! The few DER forms (X.690) that names, keys and CRLs need. Everything else is encoded by rcgen.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -61,6 +61,41 @@ pub(super) fn time(out: &mut Vec<u8>, time: Timestamp) {
     }
 }
 
+/// The content of a value that has this tag and is all there is.
+pub(super) fn read(value: &[u8], tag: u8) -> Option<&[u8]> {
+    let (whole, content) = split(value)?;
+    (whole.len() == value.len() && value[0] == tag).then_some(content)
+}
+
+/// The values that follow each other, each with its header. Ends where none can be read.
+pub(super) struct Values<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for Values<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (whole, _) = split(self.0)?;
+        self.0 = &self.0[whole.len()..];
+        Some(whole)
+    }
+}
+
+/// The first value: with its header, and its content alone. Tags have one octet here.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&first, rest) = bytes.get(1..)?.split_first()?;
+    let (length, rest) = if first < 0x80 {
+        (usize::from(first), rest)
+    } else {
+        let (octets, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+        if octets.is_empty() || octets.len() > 4 {
+            return None;
+        }
+        (octets.iter().fold(0, |length, octet| length << 8 | usize::from(*octet)), rest)
+    };
+    let content = rest.get(..length)?;
+    Some((&bytes[..bytes.len() - rest.len() + length], content))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +110,20 @@ mod tests {
             let mut out = Vec::new();
             header(&mut out, SEQUENCE, length);
             assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn values_are_read_as_they_were_written_and_nothing_is_read_past_the_end() {
+        let long = tlv(OCTET_STRING, &[7; 300]);
+        let both = [&tlv(INTEGER, &[1])[..], &long].concat();
+        let read_back: Vec<&[u8]> = Values(&both).collect();
+        assert_eq!(read_back, [&tlv(INTEGER, &[1])[..], &long]);
+        assert_eq!(read(&long, OCTET_STRING), Some(&[7; 300][..]));
+        assert_eq!(read(&long, SEQUENCE), None);
+        assert_eq!(read(&both, INTEGER), None);
+        for end in 0..long.len() {
+            assert_eq!(Values(&long[..end]).next(), None);
         }
     }
 

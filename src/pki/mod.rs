@@ -4,15 +4,19 @@
 pub mod authority;
 pub mod crl;
 mod der;
+pub mod encode;
 pub mod inspect;
 pub mod issue;
 pub mod key;
+pub mod name;
 pub mod profile;
+pub mod public_key;
 pub mod serial;
 pub mod verify;
 
 pub use authority::CertificateAuthority;
 pub use key::PrivateKey;
+pub use public_key::KeyType;
 pub use serial::Serial;
 
 use aws_lc_rs::digest::{SHA256, digest};

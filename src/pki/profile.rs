@@ -1,21 +1,44 @@
 //! What a client's certificate says: names in, rcgen's parameters out.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use rcgen::string::Ia5String;
-use rcgen::{DistinguishedName, DnType, SanType};
+use rcgen::{ExtendedKeyUsagePurpose, OtherNameValue, SanType};
 
-/// The names of a client, all of them valid in a certificate.
+use super::name::Name;
+
+/// id-ms-san-upn: a user principal name, as Active Directory has it (MS-WCCE section 2.2.2.7.7.2).
+const USER_PRINCIPAL_NAME: [u64; 10] = [1, 3, 6, 1, 4, 1, 311, 20, 2, 3];
+
+/// What of a certificate is the client's: names and usages, all of them valid in a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Profile {
-    /// Subject CN.
-    pub common_name: Option<String>,
-    /// Subject O.
-    pub organization: Option<String>,
-    /// Subject OU.
-    pub organizational_unit: Option<String>,
+    /// The subject; may be empty when there are alternative names.
+    pub subject: Name,
     /// Subject alternative names, in the order in which they are encoded.
     pub alternative_names: Vec<AlternativeName>,
+    /// Extended key usages.
+    pub usages: Vec<Usage>,
+}
+
+/// What a certificate may be used for (RFC 5280 section 4.2.1.12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Usage {
+    /// id-kp-clientAuth.
+    ClientAuth,
+    /// id-kp-serverAuth.
+    ServerAuth,
+}
+
+impl Usage {
+    /// The usage in cert-manager's words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientAuth => "client auth",
+            Self::ServerAuth => "server auth",
+        }
+    }
 }
 
 /// One subject alternative name (RFC 5280 section 4.2.1.6).
@@ -29,6 +52,21 @@ pub enum AlternativeName {
     Uri(Ascii),
     /// iPAddress.
     Ip(IpAddr),
+    /// otherName of type user principal name, a UTF8String.
+    UserPrincipalName(String),
+}
+
+/// The form that OpenSSL prints.
+impl fmt::Display for AlternativeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(dns) => write!(f, "DNS:{}", dns.0),
+            Self::Email(email) => write!(f, "email:{}", email.0),
+            Self::Uri(uri) => write!(f, "URI:{}", uri.0),
+            Self::Ip(ip) => write!(f, "IP Address:{ip}"),
+            Self::UserPrincipalName(name) => write!(f, "othername:UPN:{name}"),
+        }
+    }
 }
 
 /// A name that consists of printable ASCII only, as IA5String requires.
@@ -59,21 +97,6 @@ impl Ascii {
 }
 
 impl Profile {
-    pub(super) fn distinguished_name(&self) -> DistinguishedName {
-        let mut name = DistinguishedName::new();
-        let parts = [
-            (DnType::OrganizationName, &self.organization),
-            (DnType::OrganizationalUnitName, &self.organizational_unit),
-            (DnType::CommonName, &self.common_name),
-        ];
-        for (kind, value) in parts {
-            if let Some(value) = value {
-                name.push(kind, value.as_str());
-            }
-        }
-        name
-    }
-
     pub(super) fn san_types(&self) -> Vec<SanType> {
         self.alternative_names
             .iter()
@@ -82,6 +105,20 @@ impl Profile {
                 AlternativeName::Email(email) => SanType::Rfc822Name(email.ia5()),
                 AlternativeName::Uri(uri) => SanType::URI(uri.ia5()),
                 AlternativeName::Ip(ip) => SanType::IpAddress(*ip),
+                AlternativeName::UserPrincipalName(name) => SanType::OtherName((
+                    USER_PRINCIPAL_NAME.to_vec(),
+                    OtherNameValue::Utf8String(name.clone()),
+                )),
+            })
+            .collect()
+    }
+
+    pub(super) fn extended_key_usages(&self) -> Vec<ExtendedKeyUsagePurpose> {
+        self.usages
+            .iter()
+            .map(|usage| match usage {
+                Usage::ClientAuth => ExtendedKeyUsagePurpose::ClientAuth,
+                Usage::ServerAuth => ExtendedKeyUsagePurpose::ServerAuth,
             })
             .collect()
     }

@@ -28,6 +28,7 @@ pub enum VerifyError {
 pub fn verify_issued(
     der: &CertificateDer<'_>,
     request: &IssueRequest<'_>,
+    intermediates: &[CertificateDer<'_>],
     trust: &[CertificateDer<'_>],
     now: Timestamp,
 ) -> Result<LeafFacts, VerifyError> {
@@ -42,13 +43,15 @@ pub fn verify_issued(
     if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
         return Err(VerifyError::Differs(what));
     }
-    verify_client(der, trust, now).map_err(VerifyError::Untrusted)?;
+    verify_client(der, intermediates, trust, now).map_err(VerifyError::Untrusted)?;
     Ok(facts)
 }
 
-/// Does the trust bundle verify this certificate for client authentication at this moment?
+/// Does the trust bundle, by way of the intermediates that the client presents, verify this certificate
+/// for client authentication at this moment?
 pub fn verify_client(
     der: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
     trust: &[CertificateDer<'_>],
     now: Timestamp,
 ) -> Result<(), webpki::Error> {
@@ -59,7 +62,7 @@ pub fn verify_client(
         .verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
             &anchors,
-            &[],
+            intermediates,
             time,
             KeyUsage::client_auth(),
             None,

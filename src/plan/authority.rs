@@ -13,6 +13,7 @@ use crate::api::condition::{self, READY, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
 use crate::pki::authority::CaFacts;
 use crate::pki::crl::{CrlFacts, CrlNumber};
+use crate::pki::key::Encoding;
 use crate::pki::{CertificateAuthority, PrivateKey};
 
 /// A CA certificate is valid from this long before it is made: clocks differ.
@@ -154,7 +155,10 @@ pub fn render_secret(key: &CaKey, ca_pem: String, private_key: &PrivateKey) -> S
         type_: Some("kubernetes.io/tls".to_owned()),
         data: Some(BTreeMap::from([
             ("tls.crt".to_owned(), ByteString(ca_pem.into_bytes())),
-            ("tls.key".to_owned(), ByteString(private_key.to_pem().as_bytes().to_vec())),
+            (
+                "tls.key".to_owned(),
+                ByteString(private_key.to_pem(Encoding::Pkcs8).as_bytes().to_vec()),
+            ),
         ])),
         ..Secret::default()
     }
@@ -223,7 +227,14 @@ pub fn status(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::authority::tests::{instant, sample};
+    use crate::pki::KeyType;
+    use crate::pki::authority::tests::{instant, sample_with_key};
+    use std::sync::Arc;
+
+    fn pair() -> (Arc<PrivateKey>, CertificateAuthority) {
+        let key = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+        (key.clone(), sample_with_key(key))
+    }
 
     fn world<'a>(key: &'a CaKey, secret: Option<&'a Secret>, was_in_use: bool) -> World<'a> {
         World { key, secret, was_in_use, now: instant("2026-05-01T00:00:00Z") }
@@ -240,9 +251,9 @@ mod tests {
     #[test]
     fn a_ca_is_made_once_and_never_replaced_unasked() {
         let key = CaKey::first("clients");
-        let ca = sample();
-        let good = render_secret(&key, ca.certificate_pem(), ca.key());
-        let swapped = render_secret(&key, ca.certificate_pem(), &PrivateKey::generate());
+        let (private_key, ca) = pair();
+        let good = render_secret(&key, ca.certificate_pem(), &private_key);
+        let swapped = render_secret(&key, ca.certificate_pem(), &pair().0);
         for (secret, was_in_use, expected) in [
             (None, false, "Mint"),
             (None, true, "KeyMissing"),
@@ -259,8 +270,8 @@ mod tests {
     #[test]
     fn a_ca_is_found_again_by_its_labels() {
         let key = CaKey::first("clients");
-        let ca = sample();
-        let secret = render_secret(&key, ca.certificate_pem(), ca.key());
+        let (private_key, ca) = pair();
+        let secret = render_secret(&key, ca.certificate_pem(), &private_key);
         assert_eq!(key_of(&secret.metadata), Some(key));
     }
 }

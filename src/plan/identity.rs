@@ -18,7 +18,7 @@ use crate::api::identity::Reason;
 use crate::api::{ClientIdentity, ClientIdentitySpec, ClientIdentityStatus};
 use crate::pki::authority::CaFacts;
 use crate::pki::profile::Profile;
-use crate::pki::sha256_hex;
+use crate::pki::{hex, sha256_hex};
 
 /// A certificate is valid from this long before it is made: clocks differ.
 pub const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
@@ -284,25 +284,17 @@ fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) 
     struct Input<'a> {
         ca: &'a str,
         crl: Option<&'a str>,
-        cn: Option<&'a str>,
-        o: Option<&'a str>,
-        ou: Option<&'a str>,
-        dns: &'a [String],
-        email: &'a [String],
-        uri: &'a [String],
-        ip: &'a [String],
+        subject: String,
+        names: Vec<String>,
+        usages: Vec<&'static str>,
         duration: i64,
     }
     let input = Input {
         ca: &signer.facts.fingerprint,
         crl: signer.crl_url,
-        cn: profile.common_name.as_deref(),
-        o: profile.organization.as_deref(),
-        ou: profile.organizational_unit.as_deref(),
-        dns: &spec.dns_names,
-        email: &spec.email_addresses,
-        uri: &spec.uris,
-        ip: &spec.ip_addresses,
+        subject: hex(&profile.subject.to_der()),
+        names: profile.alternative_names.iter().map(ToString::to_string).collect(),
+        usages: profile.usages.iter().map(|usage| usage.as_str()).collect(),
         duration: spec.duration.as_secs(),
     };
     let json = serde_json::to_vec(&input).expect("strings and numbers have a JSON form");
@@ -356,7 +348,7 @@ pub(crate) mod tests {
     use crate::api::AuthorityReference;
     use crate::pki::authority::tests::{instant, sample};
     use crate::pki::issue::{IssueRequest, issue};
-    use crate::pki::{CertificateAuthority, PrivateKey, Serial, inspect};
+    use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, inspect};
     use crate::plan::secret::{Rendered, render_secret, view_metadata, view_secret};
     use k8s_openapi::ByteString;
     use k8s_openapi::api::core::v1::Secret;
@@ -421,7 +413,7 @@ pub(crate) mod tests {
 
         /// Does what the controller does with a decision to issue.
         fn issue(&self, issuance: &Issuance, present: Option<Secret>) -> Secret {
-            let key = PrivateKey::generate();
+            let key = PrivateKey::generate(KeyType::EcdsaP256);
             let public_key = key.public_key_der();
             let request = IssueRequest {
                 profile: &issuance.profile,

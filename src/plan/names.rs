@@ -2,7 +2,8 @@
 
 use super::identity::SHORTEST;
 use crate::api::ClientIdentitySpec;
-use crate::pki::profile::{AlternativeName, Ascii, Profile};
+use crate::pki::name::{Attribute, Name};
+use crate::pki::profile::{AlternativeName, Ascii, Profile, Usage};
 
 /// A field of the spec that can't stand in a certificate.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -61,11 +62,14 @@ pub fn parse(spec: &ClientIdentitySpec) -> Result<Profile, InvalidField> {
         return Err(invalid("spec.duration", format!("{} is below 5m", spec.duration)));
     }
     let subject = spec.subject.clone().unwrap_or_default();
+    let organizations = subject.organizations.into_iter().map(|o| (Attribute::Organization, o));
+    let units = subject.organizational_units.into_iter();
+    let units = units.map(|unit| (Attribute::OrganizationalUnit, unit));
+    let common_name = spec.common_name.iter().map(|name| (Attribute::CommonName, name.clone()));
     Ok(Profile {
-        common_name: spec.common_name.clone(),
-        organization: subject.organizations.into_iter().next(),
-        organizational_unit: subject.organizational_units.into_iter().next(),
+        subject: Name(organizations.chain(units).chain(common_name).collect()),
         alternative_names: names,
+        usages: vec![Usage::ClientAuth],
     })
 }
 

@@ -11,6 +11,7 @@ use kube::{Resource, ResourceExt};
 
 use crate::api::{ClientIdentity, annotation, label};
 use crate::pki::inspect::{certificates, inspect_pair};
+use crate::pki::key::Encoding;
 use crate::pki::verify::verify_client;
 use crate::pki::{CertificateAuthority, PrivateKey, Serial, sha256_hex};
 
@@ -133,7 +134,7 @@ pub fn view_secret(
     if let Some(ca) = ca.filter(|ca| ca.facts().key_id == facts.authority_key_id) {
         let leaf = certificates(chain).map(|mut chain| chain.swap_remove(0));
         let trusted = leaf.is_ok_and(|leaf| {
-            verify_client(&leaf, std::slice::from_ref(ca.certificate()), verified_at).is_ok()
+            verify_client(&leaf, &[], std::slice::from_ref(ca.certificate()), verified_at).is_ok()
         });
         if !trusted {
             return SecretView::Broken("the published trust does not verify tls.crt");
@@ -208,7 +209,10 @@ pub fn render_secret(
     let data = secret.data.get_or_insert_default();
     let certificate = rendered.certificate.clone().into_bytes();
     data.insert(key::CERTIFICATE.to_owned(), ByteString(certificate));
-    data.insert(key::KEY.to_owned(), ByteString(rendered.key.to_pem().as_bytes().to_vec()));
+    data.insert(
+        key::KEY.to_owned(),
+        ByteString(rendered.key.to_pem(Encoding::Pkcs8).as_bytes().to_vec()),
+    );
     data.insert(key::CA.to_owned(), ByteString(rendered.bundle.as_bytes().to_vec()));
     secret
 }

@@ -162,7 +162,8 @@ pub fn decide(
         return Err(Refusal::CrlExpired);
     }
     // The data plane has verified it already, unless another route of the host made it not do so.
-    verify_client(&der, std::slice::from_ref(&published.ca), now).map_err(|_| Refusal::NotVerified)
+    verify_client(&der, &[], std::slice::from_ref(&published.ca), now)
+        .map_err(|_| Refusal::NotVerified)
 }
 
 /// Base64 of the DER without armour, the leaf first, chain separated by commas; some versions of
