@@ -2,8 +2,10 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::LocalReference;
 use super::duration::Duration;
 
 /// A certificate authority that signs client certificates and publishes their CRL.
@@ -18,6 +20,8 @@ use super::duration::Duration;
     status = "ClientAuthorityStatus",
     derive = "PartialEq",
     doc = "A ClientAuthority vouches for clients: it signs their certificates and publishes the CRL that revokes them.",
+    validation = Rule::new("has(self.spec.selfSigned) != has(self.spec.secretRef)")
+        .message("spec must say where the CA comes from: set exactly one of selfSigned and secretRef"),
     validation = Rule::new("size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')")
         .message("metadata.name must be at most 63 characters and hold no dot: it stands in labels and in the CRL's URL"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -29,11 +33,25 @@ use super::duration::Duration;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ClientAuthoritySpec {
-    /// A CA that Countersign makes: key pair and self-signed certificate, kept in a Secret of the
-    /// operator's namespace.
-    #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("spec.selfSigned can't be changed: the CA certificate already carries it; create another ClientAuthority"))]
-    pub self_signed: SelfSigned,
+    /// A CA that Countersign makes: key pair and certificate, kept in a Secret of the operator's
+    /// namespace. A change makes another CA, which takes over by rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_signed: Option<SelfSigned>,
+    /// A CA that was made elsewhere: a Secret in the operator's namespace with its certificate, then
+    /// those of the CAs above it up to the self-signed root, in `tls.crt`, and its key in `tls.key`. It is
+    /// copied; when the Secret holds another CA, that one takes over by rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<LocalReference>,
+    /// How one CA takes over from another.
+    #[serde(default)]
+    pub rotation: Rotation,
+    /// Generations whose key somebody else may have. Another CA takes over at once; every certificate of
+    /// theirs is replaced, and revoked after `rotation.compromiseGracePeriod`; then nobody trusts them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(range(min = 1)))]
+    #[x_kube(validation = Rule::new("oldSelf.all(n, n in self)")
+        .message("spec.compromisedGenerations: a generation can't be taken off the list: its key is known to others for good"))]
+    pub compromised_generations: Vec<i64>,
     /// How the certificate revocation list is made and where clients' verifiers find it.
     #[serde(default)]
     pub crl: CrlSpec,
@@ -42,6 +60,8 @@ pub struct ClientAuthoritySpec {
 /// What a CA certificate made by Countersign says.
 #[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.intermediate) || !has(self.intermediate.duration) || duration(self.intermediate.duration) <= duration(self.duration)")
+    .message("spec.selfSigned.intermediate.duration must be at most spec.selfSigned.duration"))]
 pub struct SelfSigned {
     /// Common name of the CA. RFC 5280 bounds it to 64 characters.
     #[schemars(length(min = 1, max = 64))]
@@ -55,6 +75,141 @@ pub struct SelfSigned {
     #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$') && duration(self) >= duration('1h')")
         .message("spec.selfSigned.duration must be at least 1h"))]
     pub duration: Duration,
+    /// The key of the CA.
+    #[serde(default)]
+    pub private_key: CaPrivateKey,
+    /// How many CAs may follow below the one that signs clients' certificates (RFC 5280 section 4.2.1.9).
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 8))]
+    pub path_length: i32,
+    /// The names that the CA may sign for, whatever `allow` says: verifiers hold it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_constraints: Option<NameConstraints>,
+    /// Splits the CA in two: a root that signs only the CAs below it, and those sign the certificates of
+    /// clients and take over from each other. The root is generation 0; its key can be exported from
+    /// Secret `ca-<authority>-0` and removed there. It is needed again for a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate: Option<Intermediate>,
+}
+
+/// The key of a CA.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.size) || (self.algorithm == 'ECDSA' && self.size in [256, 384, 521]) || (self.algorithm == 'RSA' && self.size in [2048, 3072, 4096])")
+    .message("privateKey.size must be 256, 384 or 521 with ECDSA, 2048, 3072 or 4096 with RSA, and absent with Ed25519"))]
+pub struct CaPrivateKey {
+    /// The algorithm.
+    #[serde(default)]
+    pub algorithm: CaKeyAlgorithm,
+    /// Size in bits: the curve with ECDSA (256 when not set), the modulus with RSA (2048 when not set).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<i32>,
+}
+
+/// The algorithm of a CA's key.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum CaKeyAlgorithm {
+    /// Elliptic curves of NIST.
+    #[default]
+    ECDSA,
+    /// RFC 8410. Not every data plane takes certificates that are signed by it.
+    Ed25519,
+    /// PKCS #1 v1.5 signatures with SHA-256.
+    RSA,
+}
+
+/// What names may stand below a CA (RFC 5280 section 4.2.1.10). E-mail addresses and URIs can't be
+/// constrained: rustls refuses every certificate that holds one below such a CA.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NameConstraints {
+    /// DNS names may only lie in these domains. Empty: anywhere.
+    #[serde(default, rename = "permittedDNSDomains", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = Rule::new("self.all(d, d.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$'))")
+        .message("permittedDNSDomains must hold domains such as example.com"))]
+    pub permitted_dns_domains: Vec<String>,
+    /// DNS names may not lie in these domains.
+    #[serde(default, rename = "excludedDNSDomains", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = Rule::new("self.all(d, d.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$'))")
+        .message("excludedDNSDomains must hold domains such as example.com"))]
+    pub excluded_dns_domains: Vec<String>,
+    /// IP addresses may only lie in these ranges, such as `10.0.0.0/8`. Empty: anywhere.
+    #[serde(default, rename = "permittedIPRanges", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 49)))]
+    #[x_kube(validation = Rule::new("self.all(r, isCIDR(r))").message("permittedIPRanges must hold ranges such as 10.0.0.0/8"))]
+    pub permitted_ip_ranges: Vec<String>,
+    /// IP addresses may not lie in these ranges.
+    #[serde(default, rename = "excludedIPRanges", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 49)))]
+    #[x_kube(validation = Rule::new("self.all(r, isCIDR(r))").message("excludedIPRanges must hold ranges such as 10.0.0.0/8"))]
+    pub excluded_ip_ranges: Vec<String>,
+}
+
+/// The CAs below the root.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Intermediate {
+    /// Lifetime of each. At least 1h; cut to the lifetime of the root.
+    #[serde(default = "one_year")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1h')")
+        .message("spec.selfSigned.intermediate.duration must be at least 1h"))]
+    pub duration: Duration,
+    /// The root's CRL is valid for this long, so that it lasts while the root's key is not here. It is
+    /// signed anew after a twelfth of this, as long as the key is.
+    #[serde(default = "one_year", rename = "rootCRLValidity")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('24h')")
+        .message("spec.selfSigned.intermediate.rootCRLValidity must be at least 24h"))]
+    pub root_crl_validity: Duration,
+}
+
+/// How one CA takes over from another. The next one is first trusted (`Prepared`), then signs
+/// (`Active`) while the one before is still trusted (`Retiring`), until its last certificate has expired.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotation {
+    /// The next CA is prepared this long before the active one expires. A third of its lifetime when
+    /// not set. Does not apply to a CA that was made elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m')")
+        .message("spec.rotation.renewBefore must be at least 1m"))]
+    pub renew_before: Option<Duration>,
+    /// The next CA stays `Prepared` for at least this long, so that whoever holds a copy of the trust
+    /// bundle can fetch it anew.
+    #[serde(default = "five_minutes")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')")
+        .message("spec.rotation.preparation must not be negative"))]
+    pub preparation: Duration,
+    /// The next CA becomes `Active` when every ClientTrust and every identity's Secret holds the new
+    /// trust bundle; after this time all the same.
+    #[serde(default = "one_day")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s')")
+        .message("spec.rotation.activationTimeout must be at least 10s"))]
+    pub activation_timeout: Duration,
+    /// Certificates of the CA before are replaced within this time after the next one became `Active`,
+    /// those that last longest first.
+    #[serde(default = "one_hour")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')")
+        .message("spec.rotation.reissueWithin must not be negative"))]
+    pub reissue_within: Duration,
+    /// Certificates of a compromised CA are replaced at once, and revoked this long after.
+    #[serde(default = "ten_minutes")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s')")
+        .message("spec.rotation.compromiseGracePeriod must not be negative"))]
+    pub compromise_grace_period: Duration,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self {
+            renew_before: None,
+            preparation: five_minutes(),
+            activation_timeout: one_day(),
+            reissue_within: one_hour(),
+            compromise_grace_period: ten_minutes(),
+        }
+    }
 }
 
 /// How the CRL is made.
@@ -95,6 +250,26 @@ fn ten_years() -> Duration {
     Duration::from_hours(87_600)
 }
 
+fn one_year() -> Duration {
+    Duration::from_hours(8760)
+}
+
+fn one_day() -> Duration {
+    Duration::from_hours(24)
+}
+
+fn one_hour() -> Duration {
+    Duration::from_hours(1)
+}
+
+fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+fn ten_minutes() -> Duration {
+    Duration::from_secs(600)
+}
+
 fn seven_days() -> Duration {
     Duration::from_hours(168)
 }
@@ -110,16 +285,17 @@ pub struct ClientAuthorityStatus {
     /// The generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the CA can sign and its CRL is published and fresh.
+    /// `Ready`: the CA can sign and its CRL is published and fresh. `Rotating`: another CA is about to
+    /// take over, or has just done so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
-    /// The CA certificates of this authority, oldest first.
+    /// The CAs of this authority, oldest first: all that are trusted, and the last ones that were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub generations: Vec<CaGeneration>,
-    /// The published CRL.
+    /// The published CRL of the active CA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crl: Option<CrlStatus>,
     /// How many certificates were signed and have not expired.
@@ -131,11 +307,13 @@ pub struct ClientAuthorityStatus {
 #[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CaGeneration {
-    /// Counts from 1; stands in the URL of the CRL.
+    /// Counts from 1, the root of intermediate CAs is 0; stands in the URL of the CRL.
     pub number: i64,
-    /// `Active`: it signs certificates and its CRL.
-    #[schemars(length(max = 32))]
-    pub state: String,
+    /// What it does.
+    pub state: CaState,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// SHA-256 of the certificate, lower-case hex.
     #[schemars(length(max = 64))]
     #[serde(rename = "fingerprintSHA256")]
@@ -144,6 +322,50 @@ pub struct CaGeneration {
     pub not_before: Time,
     /// End of its validity.
     pub not_after: Time,
+}
+
+/// What a CA does for its authority.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum CaState {
+    /// It signs the CAs of the authority, and its CRL.
+    Root,
+    /// It is trusted, and signs its CRL only: the next one.
+    Prepared,
+    /// It signs certificates and its CRL.
+    Active,
+    /// It is trusted, and signs its CRL only: the one before.
+    Retiring,
+    /// Its key may be known to others; its certificates are being replaced.
+    Compromised,
+    /// Nobody trusts it any more.
+    Removed,
+}
+
+impl CaState {
+    /// The state as annotations and messages carry it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Root => "Root",
+            Self::Prepared => "Prepared",
+            Self::Active => "Active",
+            Self::Retiring => "Retiring",
+            Self::Compromised => "Compromised",
+            Self::Removed => "Removed",
+        }
+    }
+
+    /// The state of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let all = [
+            Self::Root,
+            Self::Prepared,
+            Self::Active,
+            Self::Retiring,
+            Self::Compromised,
+            Self::Removed,
+        ];
+        all.into_iter().find(|state| state.as_str() == text)
+    }
 }
 
 /// Facts of a published CRL.

@@ -5,6 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// The condition that every kind carries: is the whole thing as the spec wants it?
 pub const READY: &str = "Ready";
+/// `ClientAuthority`: another CA is about to take over, or has just done so.
+pub const ROTATING: &str = "Rotating";
 /// `CertificateRevocation`: the serials stand in the ledger.
 pub const RECORDED: &str = "Recorded";
 /// `CertificateRevocation`: the serials stand in a published CRL.

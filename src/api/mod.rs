@@ -60,6 +60,22 @@ pub mod annotation {
     pub const SPEC_HASH: &str = "countersign.dev/spec-hash";
     /// The `ClientTrust` that wrote on an object of the user.
     pub const TRUST: &str = "countersign.dev/client-trust";
+    /// Number of the authority's CA generation that signed the leaf.
+    pub const GENERATION: &str = "countersign.dev/generation";
+    /// SHA-256 of the trust bundle in an identity's Secret, lower-case hex.
+    pub const BUNDLE: &str = "countersign.dev/bundle-sha256";
+    /// Prefix of annotations on a trust's Secret: the rest is the name of an authority, the value the
+    /// SHA-256 of the bundle of this authority that stands in the Secret.
+    pub const TRUSTED_BUNDLE_PREFIX: &str = "bundle.countersign.dev/";
+    /// State of a CA, on the Secret that keeps it.
+    pub const STATE: &str = "countersign.dev/state";
+    /// Since when the CA is in its state, RFC 3339.
+    pub const STATE_SINCE: &str = "countersign.dev/state-since";
+    /// Hash of what a CA was made from.
+    pub const SOURCE_HASH: &str = "countersign.dev/source-hash";
+    /// On a `ClientAuthority`, by its user: another CA shall take over, RFC 3339. Counts once, when it is
+    /// later than the making of the newest CA.
+    pub const ROTATE_REQUESTED_AT: &str = "countersign.dev/rotate-requested-at";
     /// The CRL number of a published CRL.
     pub const CRL_NUMBER: &str = "countersign.dev/crl-number";
 }

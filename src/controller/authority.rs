@@ -1,33 +1,27 @@
-//! Keeps each authority's CA, has its CRL published, and tells of both in status.
+//! Keeps each authority's CAs, has their CRLs published, and tells of both in status.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt};
-use tracing::{error, info};
+use rustls_pki_types::CertificateDer;
 
-use super::context::{Context, Published, Signing};
-use super::crl::{self, Found};
+use super::context::{Ca, Context, Generation, Signing};
+use super::crl;
 use super::error::{Error, chain};
+use super::generations;
 use super::orphans::revoke_orphans;
 use super::queue::Outcome;
 use crate::api::ClientAuthority;
-use crate::api::authority::CertificateCounts;
-use crate::api::condition::{PUBLISHED, READY, Wanted, is_true, truncate};
+use crate::api::authority::{CaState, CertificateCounts};
+use crate::api::condition::{PUBLISHED, READY, ROTATING, Wanted, is_true};
 use crate::cluster::Key;
-use crate::cluster::apply::{self, write};
+use crate::cluster::apply;
 use crate::metrics::authority as label;
-use crate::pki::authority::{CaParams, NameConstraints};
-use crate::pki::name::{Attribute, Name};
-use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial};
-use crate::plan::authority::{
-    BACKDATE, Decision, Reason, World, crl_name, crl_url, decide, render_secret, secret_name,
-    status,
-};
-use crate::plan::crl as crl_plan;
-use crate::plan::ledger::CaKey;
+use crate::pki::{certificate_pem, sha256_hex};
+use crate::plan::authority::{GenerationView, Reason, status};
+use crate::plan::rotation::{Decision, World, decide};
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "authority";
@@ -36,6 +30,12 @@ pub const NAME: &str = "authority";
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// Two looks at an authority are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
+/// An imported CA's Secret carries no label of ours, so it is not watched.
+const LOOK_AT_SOURCE: Duration = Duration::from_secs(60);
+/// While a new trust bundle spreads.
+const SPREADING: Duration = Duration::from_secs(2);
+/// More steps than this are not taken at once.
+const STEPS: usize = 8;
 
 /// Reconciles one authority.
 pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error> {
@@ -47,22 +47,216 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         return Ok(Outcome::Settled);
     }
     let now = Timestamp::now();
-    let ca_key = CaKey::first(&key.name);
+    let (cas, mut decision) = rotate(&context, &authority, now).await?;
+    let crls = keep_crls(&context, &authority, &cas, now).await;
 
-    let signing = match signing(&context, &authority, &ca_key, now).await? {
-        Ok(signing) => signing,
-        Err(refusal) => {
-            forget(&context, &key);
-            put_status(&context, &authority, &ca_key, None, refusal, now).await?;
-            return Ok(Outcome::After(LONGEST));
+    // Whatever fails there must not keep a CRL from being published: an expired one shuts out all.
+    let mut orphans = Ok(());
+    for ca in cas.iter().filter(|ca| ca.state != CaState::Root) {
+        orphans = orphans.and(revoke_orphans(&context, &ca.key, now).await);
+    }
+    let Crls { generations, is_new, trouble, next } = crls?;
+    crl::measure(&context, &key.name, &generations);
+    let signing = match &decision.active {
+        Ok(number) => signing(&authority, generations, *number),
+        Err(_) => None,
+    };
+    let ready = match (&decision.active, trouble) {
+        (Err(refusal), _) => refusal.clone(),
+        (Ok(_), Some(trouble)) => trouble,
+        (Ok(_), None) => {
+            let good = "the CA can sign and its CRL is published";
+            Wanted::yes(READY, Reason::Ready.as_str(), good)
         }
     };
-    // Whatever fails there must not keep a CRL from being published: an expired one shuts out all.
-    let orphans = revoke_orphans(&context, &ca_key, now).await;
-    let (signing, ready, next) = publish(&context, &authority, signing, now).await?;
-    let wait = put_status(&context, &authority, &ca_key, Some(&signing), ready, now).await?;
+    match &signing {
+        Some(signing) => take_over(&context, &key.name, signing.clone(), is_new),
+        None => forget(&context, &key),
+    }
+    let mut wait = next.min(LONGEST);
+    if authority.spec.secret_ref.is_some() {
+        wait = wait.min(LOOK_AT_SOURCE);
+    }
+    if cas.iter().any(|ca| ca.state == CaState::Prepared) {
+        wait = wait.min(SPREADING);
+    }
+    if let Some(next) = decision.next {
+        let until = Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO);
+        wait = wait.min(until + Duration::from_secs(1));
+    }
+    decision.rotating.type_ = ROTATING;
+    let conditions = [ready, decision.rotating];
+    let later =
+        put_status(&context, &authority, &cas, signing.as_deref(), &conditions, now).await?;
     orphans?;
-    Ok(Outcome::After(next.min(wait.unwrap_or(LONGEST)).min(LONGEST)))
+    Ok(Outcome::After(wait.min(later.unwrap_or(LONGEST))))
+}
+
+/// Takes the steps that are due, and returns the CAs as they are then.
+async fn rotate(
+    context: &Context,
+    authority: &ClientAuthority,
+    now: Timestamp,
+) -> Result<(Arc<Vec<Ca>>, Decision), Error> {
+    let name = authority.name_any();
+    let (source, imported) = generations::source(context, authority).await?;
+    let mut cas = generations::load(context, &name).await?;
+    for round in 1.. {
+        let active = cas.iter().any(|ca| ca.state == CaState::Active);
+        // What left a trace counts only when nothing is active: it costs a request.
+        let known = if active {
+            context.ledger.read_all(|books| {
+                let mine = books.keys().filter(|key| *key.authority == *name);
+                mine.map(|key| key.generation).collect()
+            })
+        } else {
+            generations::known(context, authority).await?
+        };
+        let prepared = cas.iter().any(|ca| ca.state == CaState::Prepared);
+        let waits_for = prepared
+            .then(|| sha256_hex(bundle(&trusted_roots(&cas)).as_bytes()))
+            .and_then(|hash| generations::waits_for(context, &name, &hash));
+        let mut decision = decide(&World {
+            authority,
+            generations: &generations::view(context, &cas, now),
+            known: &known,
+            source: &source,
+            waits_for: waits_for.as_deref(),
+            now,
+        });
+        let Some(step) = decision.step.take().filter(|_| round <= STEPS) else {
+            return Ok((cas, decision));
+        };
+        let taken =
+            generations::carry_out(context, authority, &cas, imported.as_ref(), &step, now).await;
+        match taken {
+            Ok(()) => cas = generations::reload(context, &name).await?,
+            // As long as one can sign, what keeps another from being made is only told.
+            Err(error) if decision.active.is_ok() && !error.is_conflict() => {
+                let message = format!("another CA can't take over: {}", chain(&error));
+                decision.rotating = Wanted::no(ROTATING, "Failed", message);
+                return Ok((cas, decision));
+            }
+            Err(error) => {
+                generations::reload(context, &name).await?;
+                return Err(error);
+            }
+        }
+    }
+    unreachable!("the last round returns")
+}
+
+/// The roots of all CAs that are trusted, each once.
+fn trusted_roots(cas: &[Ca]) -> Vec<CertificateDer<'static>> {
+    let trusted = cas.iter().filter(|ca| ca.state != CaState::Removed);
+    let mut roots: Vec<CertificateDer<'static>> = Vec::new();
+    for ca in trusted.filter_map(|ca| ca.authority.as_ref().ok()) {
+        if !roots.contains(ca.root()) {
+            roots.push(ca.root().clone());
+        }
+    }
+    roots
+}
+
+fn bundle(roots: &[CertificateDer<'_>]) -> String {
+    roots.iter().map(|root| certificate_pem(root)).collect()
+}
+
+/// The CRLs of an authority after they were looked after.
+struct Crls {
+    generations: Vec<Generation>,
+    is_new: bool,
+    trouble: Option<Wanted>,
+    next: Duration,
+}
+
+/// Has the CRL of every trusted CA published.
+async fn keep_crls(
+    context: &Context,
+    authority: &ClientAuthority,
+    cas: &[Ca],
+    now: Timestamp,
+) -> Result<Crls, Error> {
+    let known = context.signing(&authority.name_any());
+    let mut crls = Crls { generations: Vec::new(), is_new: false, trouble: None, next: LONGEST };
+    let mut failed = None;
+    for ca in cas.iter().filter(|ca| ca.state != CaState::Removed) {
+        let Ok(signer) = &ca.authority else { continue };
+        let known = known.as_ref().and_then(|known| {
+            let mut generations = known.generations.iter();
+            generations.find(|one| one.key == ca.key).map(|one| &one.published)
+        });
+        match crl::keep(context, authority, ca, signer, known, now).await {
+            Ok(kept) => {
+                crls.is_new |= kept.is_new;
+                crls.trouble = crls.trouble.or(kept.trouble);
+                crls.next = crls.next.min(kept.next);
+                crls.generations.push(Generation {
+                    key: ca.key.clone(),
+                    state: ca.state,
+                    since: ca.since,
+                    ca: signer.clone(),
+                    published: kept.published,
+                });
+            }
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(crls), Err)
+}
+
+/// What signing needs of an authority.
+fn signing(
+    authority: &ClientAuthority,
+    generations: Vec<Generation>,
+    active: u32,
+) -> Option<Arc<Signing>> {
+    let active = generations.iter().position(|one| one.key.generation == active)?;
+    let mut roots: Vec<CertificateDer<'static>> = Vec::new();
+    for one in &generations {
+        if !roots.contains(one.ca.root()) {
+            roots.push(one.ca.root().clone());
+        }
+    }
+    let bundle = bundle(&roots);
+    let within = authority.spec.rotation.reissue_within;
+    Some(Arc::new(Signing {
+        active,
+        bundle_hash: sha256_hex(bundle.as_bytes()),
+        bundle,
+        roots,
+        crl_base: authority.spec.crl.distribution_point_base_url.clone(),
+        reissue_within: SignedDuration::from_secs(within.as_secs()),
+        generations,
+    }))
+}
+
+/// Puts in force what signing needs, and wakes whoever it concerns.
+fn take_over(context: &Context, name: &str, signing: Arc<Signing>, new_crl: bool) {
+    let facts = signing.active().ca.facts();
+    context.metrics.ca_not_after.get_or_create(&label(name)).set(facts.not_after.as_second());
+    let before = {
+        let mut all = context.signing.write().expect("no holder of this lock panics");
+        all.insert(name.to_owned(), signing.clone())
+    };
+    let shape = |signing: &Signing| {
+        let states: Vec<_> =
+            signing.generations.iter().map(|one| (one.key.generation, one.state)).collect();
+        (states, signing.bundle_hash.clone(), signing.crl_base.clone(), signing.reissue_within)
+    };
+    if before.as_ref().map(|before| shape(before)) != Some(shape(&signing)) {
+        wake_users(context, name);
+    } else if new_crl {
+        wake_trusts(context, name);
+    }
+    if new_crl {
+        for revocation in context.stores.revocations.list() {
+            let status = revocation.status.as_ref();
+            if !status.is_some_and(|status| is_true(&status.conditions, PUBLISHED)) {
+                context.queues.revocation.push(Key::of(&*revocation));
+            }
+        }
+    }
 }
 
 /// An authority that is gone, or can't sign, signs nothing.
@@ -91,206 +285,35 @@ fn wake_trusts(context: &Context, authority: &str) {
     }
 }
 
-/// The CA, read once and kept while its Secret does not change; made when there never was one.
-async fn signing(
-    context: &Context,
-    authority: &ClientAuthority,
-    key: &CaKey,
-    now: Timestamp,
-) -> Result<Result<Arc<Signing>, Wanted>, Error> {
-    let name = secret_name(key);
-    let url = authority.spec.crl.distribution_point_base_url.as_ref();
-    let url = url.map(|base| crl_url(base, key));
-    if let Some(known) = context.signing(&key.authority) {
-        let seen = context.stores.secrets.get(&Key::new(&context.namespace, &name));
-        let version = seen.and_then(|seen| seen.metadata.resource_version.clone());
-        let same = version.as_ref() == Some(&known.secret_version) && known.crl_url == url;
-        if same && known.ca.facts().not_after > now {
-            return Ok(Ok(known));
-        }
-    }
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &context.namespace);
-    let read = |source| Error::Read { object: format!("Secret {name}"), source };
-    let mut secret = api.get_opt(&name).await.map_err(read)?;
-    let found = crl::read(context, key).await?;
-    let known_before = authority.status.as_ref().is_some_and(|s| !s.generations.is_empty());
-    let was_in_use = known_before
-        || matches!(found, Found::Crl(_))
-        || context.ledger.read(key, |ledger| !ledger.is_empty());
-
-    let decision = decide(&World { key, secret: secret.as_ref(), was_in_use, now });
-    let ca = match decision {
-        Decision::Refuse(refusal) => return Ok(Err(refusal)),
-        Decision::Use(ca) => *ca,
-        Decision::Mint => {
-            let private_key = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
-            let ca = mint(authority, private_key.clone(), now)?;
-            let mut wanted = render_secret(key, ca.certificate_pem(), &private_key);
-            wanted.metadata.namespace = Some(context.namespace.clone());
-            // Creation fails when another replica was faster: then its CA is read, and ours forgotten.
-            secret = Some(write(&context.client, &wanted).await?);
-            info!(fingerprint = ca.facts().fingerprint, "made a CA");
-            let note = format!("made a CA, kept in Secret {}/{name}", context.namespace);
-            context.events.normal(authority, "Mint", "Minted", &note).await;
-            ca
-        }
-    };
-    context
-        .metrics
-        .ca_not_after
-        .get_or_create(&label(&key.authority))
-        .set(ca.facts().not_after.as_second());
-    let published = match found {
-        Found::Crl(published) => {
-            crl::measure(context, key, &published);
-            published
-        }
-        // An empty CRL exists before the first certificate is issued.
-        Found::Nothing(version) => {
-            let due = crl::due(context, authority, key, &ca, None, now);
-            let crl_plan::Decision::Publish(first) = due else {
-                unreachable!("without a published CRL one is always due");
-            };
-            crl::publish(context, key, &ca, version, &first, now).await?
-        }
-    };
-    let signing = Arc::new(Signing {
-        key: key.clone(),
-        bundle: ca.certificate_pem(),
-        secret_version: secret.and_then(|secret| secret.resource_version()).unwrap_or_default(),
-        crl_url: url,
-        ca: Arc::new(ca),
-        published,
-    });
-    keep(context, signing.clone());
-    wake_users(context, &key.authority);
-    Ok(Ok(signing))
-}
-
-fn keep(context: &Context, signing: Arc<Signing>) {
-    let mut all = context.signing.write().expect("no holder of this lock panics");
-    all.insert(signing.key.authority.to_string(), signing);
-}
-
-fn mint(
-    authority: &ClientAuthority,
-    key: Arc<PrivateKey>,
-    now: Timestamp,
-) -> Result<CertificateAuthority, Error> {
-    let spec = &authority.spec.self_signed;
-    let lifetime = SignedDuration::from_secs(spec.duration.as_secs());
-    let organization = spec.organization.iter().map(|o| (Attribute::Organization, o.clone()));
-    let common_name = [(Attribute::CommonName, spec.common_name.clone())];
-    let params = CaParams {
-        subject: &Name(organization.chain(common_name).collect()),
-        path_length: 0,
-        name_constraints: &NameConstraints::default(),
-        crl_url: None,
-        serial: Serial::random(),
-        not_before: truncate(now - BACKDATE),
-        not_after: truncate(now.saturating_add(lifetime).unwrap_or(Timestamp::MAX)),
-    };
-    Ok(CertificateAuthority::self_signed(&params, key)?)
-}
-
-/// Publishes a CRL when one is due; tells what the Ready condition says and when to look again.
-async fn publish(
-    context: &Context,
-    authority: &ClientAuthority,
-    signing: Arc<Signing>,
-    now: Timestamp,
-) -> Result<(Arc<Signing>, Wanted, Duration), Error> {
-    let good = "the CA can sign and its CRL is published";
-    let good = Wanted::yes(READY, Reason::Ready.as_str(), good);
-    let (key, ca) = (&signing.key, &signing.ca);
-    let (published, in_service) = in_service(context, &signing).await?;
-    let known = Some((&published, in_service));
-    let publication = match crl::due(context, authority, key, ca, known, now) {
-        crl_plan::Decision::WaitUntil(due) => {
-            let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
-            if published.resource_version == signing.published.resource_version {
-                return Ok((signing, good, wait));
-            }
-            // Another process published it: its revocations are in force, so they are in ours.
-            let newer = published.facts.number != signing.published.facts.number;
-            let taken = Arc::new(Signing { published, ..(*signing).clone() });
-            keep(context, taken.clone());
-            if newer {
-                wake_trusts(context, &taken.key.authority);
-            }
-            return Ok((taken, good, wait));
-        }
-        crl_plan::Decision::Refuse(message) => {
-            error!(message, "the CRL is not published");
-            context.metrics.crl_guard_trips.get_or_create(&label(&key.authority)).inc();
-            let refused = Wanted::no(READY, Reason::ShrinkGuard.as_str(), message);
-            return Ok((signing, refused, LONGEST));
-        }
-        crl_plan::Decision::Publish(publication) => publication,
-    };
-    let version = published.resource_version;
-    let published = match crl::publish(context, key, ca, version, &publication, now).await {
-        Ok(published) => published,
-        Err(error) => {
-            if !error.is_conflict() {
-                let message = format!("the CRL was not published: {}", chain(&error));
-                let refused = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
-                put_status(context, authority, key, Some(&signing), refused, now).await?;
-            }
-            return Err(error);
-        }
-    };
-    let fresh = Arc::new(Signing { published, ..(*signing).clone() });
-    keep(context, fresh.clone());
-    wake_trusts(context, &fresh.key.authority);
-    for revocation in context.stores.revocations.list() {
-        let status = revocation.status.as_ref();
-        if !status.is_some_and(|status| is_true(&status.conditions, PUBLISHED)) {
-            context.queues.revocation.push(Key::of(&*revocation));
-        }
-    }
-    Ok((fresh, good, Duration::from_secs(1)))
-}
-
-/// The newest CRL, under the version that stands in the cluster, and whether it is what stands there.
-/// It is read again when the watch shows another version. Of two publishers the later CRL counts; an
-/// older one that somebody put back, or none, does not.
-async fn in_service(context: &Context, signing: &Signing) -> Result<(Published, bool), Error> {
-    let name = Key::new(&context.namespace, crl_name(&signing.key));
-    let seen = context.stores.crls.get(&name).and_then(|crl| crl.metadata.resource_version.clone());
-    let ours = signing.published.clone();
-    if seen.is_some() && seen == ours.resource_version {
-        return Ok((ours, true));
-    }
-    Ok(match crl::read(context, &signing.key).await? {
-        Found::Crl(found) if found.facts.number >= ours.facts.number => {
-            (Published { at: ours.at, ..found }, true)
-        }
-        Found::Crl(Published { resource_version, .. }) | Found::Nothing(resource_version) => {
-            (Published { resource_version, ..ours }, false)
-        }
-    })
-}
-
 /// Writes the status when it differs. A change of the counts alone waits for its interval; then the
 /// time until that is returned.
 async fn put_status(
     context: &Context,
     authority: &ClientAuthority,
-    key: &CaKey,
+    cas: &[Ca],
     signing: Option<&Signing>,
-    ready: Wanted,
+    conditions: &[Wanted],
     now: Timestamp,
 ) -> Result<Option<Duration>, Error> {
     let before = authority.status.clone().unwrap_or_default();
-    let counts = context.ledger.read(key, |ledger| CertificateCounts {
-        live: ledger.live(now).count() as i64,
-        revoked: ledger.revoked_count(now) as i64,
-    });
-    let ca = signing.map(|signing| signing.ca.facts());
-    let crl = signing.map(|signing| (&*signing.published.facts, signing.published.bytes));
-    let warning = (!ready.status).then(|| (ready.reason, ready.message.clone()));
-    let mut wanted = status(authority, key, ca, crl, counts, ready, now);
+    let mut counts = CertificateCounts::default();
+    for ca in cas {
+        context.ledger.read(&ca.key, |ledger| {
+            counts.live += ledger.live(now).count() as i64;
+            counts.revoked += ledger.revoked_count(now) as i64;
+        });
+    }
+    let views: Vec<GenerationView<'_>> = cas
+        .iter()
+        .filter_map(|ca| {
+            let facts = ca.authority.as_ref().ok()?.facts();
+            let (number, since) = (ca.key.generation, ca.since);
+            Some(GenerationView { number, state: ca.state, since, facts })
+        })
+        .collect();
+    let published = signing.map(|signing| &signing.active().published);
+    let crl = published.map(|published| (&*published.facts, published.bytes));
+    let mut wanted = status(authority, &views, crl, counts, conditions, now);
     if signing.is_none() {
         wanted.crl.clone_from(&before.crl);
     }
@@ -317,10 +340,11 @@ async fn put_status(
         .lock()
         .expect("no holder of this lock panics")
         .insert(name, Instant::now());
-    if let Some((reason, message)) = warning {
-        let known = before.conditions.iter().find(|condition| condition.type_ == READY);
-        if known.is_none_or(|known| known.reason != reason) {
-            context.events.warning(authority, "Publish", reason, &message).await;
+    for Wanted { type_, reason, message, .. } in conditions.iter().filter(|c| !c.status) {
+        let known = before.conditions.iter().find(|condition| condition.type_ == *type_);
+        let told = *type_ == ROTATING && *reason == "Idle";
+        if !told && known.is_none_or(|known| known.reason != *reason) {
+            context.events.warning(authority, "Publish", reason, message).await;
         }
     }
     Ok(None)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::DynamicObject;
@@ -19,8 +19,12 @@ use crate::cluster::events::Events;
 use crate::cluster::ledger::LedgerHandle;
 use crate::cluster::store::Store;
 use crate::metrics::Metrics;
+use rustls_pki_types::CertificateDer;
+
+use crate::api::authority::CaState;
 use crate::pki::CertificateAuthority;
 use crate::pki::crl::CrlFacts;
+use crate::plan::authority::{is_ca, key_of};
 use crate::plan::ledger::CaKey;
 
 /// What the watches saw.
@@ -34,7 +38,7 @@ pub struct Stores {
     pub trusts: Store<ClientTrust>,
     /// All revocations, found by `namespace/identity`.
     pub revocations: Store<CertificateRevocation>,
-    /// Metadata of the Secrets that carry our label.
+    /// Metadata of the Secrets that carry our label; those of CAs found by the name of their authority.
     pub secrets: Store<PartialObjectMeta<Secret>>,
     /// Metadata of the ConfigMaps that publish CRLs.
     pub crls: Store<PartialObjectMeta<ConfigMap>>,
@@ -62,7 +66,10 @@ impl Default for Stores {
                 let identity = revocation.spec.identity_ref.as_ref()?;
                 Some(index_key(&revocation.namespace()?, &identity.name))
             })),
-            secrets: Store::default(),
+            secrets: Store::new(Some(|secret: &PartialObjectMeta<Secret>| {
+                let ca = key_of(&secret.metadata).filter(|_| is_ca(&secret.metadata))?;
+                Some(ca.authority.to_string())
+            })),
             crls: Store::default(),
             ingresses: Store::default(),
             ingress_classes: Store::default(),
@@ -91,21 +98,75 @@ pub struct Queues {
     pub trust: Queue,
 }
 
-/// A CA that can sign, with its published CRL.
+/// A CA as it was read from its Secret.
 #[derive(Clone)]
-pub struct Signing {
+pub struct Ca {
     /// Which CA.
     pub key: CaKey,
+    /// What it does.
+    pub state: CaState,
+    /// Since when.
+    pub since: Timestamp,
+    /// When its Secret was made.
+    pub created: Timestamp,
+    /// Hash of what it was made from.
+    pub source_hash: Option<String>,
+    /// The CA, or why it can't be used.
+    pub authority: Result<Arc<CertificateAuthority>, String>,
+    /// resourceVersion of its Secret.
+    pub secret_version: String,
+}
+
+/// A trusted CA, with its published CRL.
+#[derive(Clone)]
+pub struct Generation {
+    /// Which CA.
+    pub key: CaKey,
+    /// What it does.
+    pub state: CaState,
+    /// Since when.
+    pub since: Timestamp,
     /// The CA.
     pub ca: Arc<CertificateAuthority>,
-    /// Its certificate, PEM: the trust bundle.
-    pub bundle: String,
-    /// resourceVersion of the Secret that it was read from.
-    pub secret_version: String,
-    /// URL of its CRL in new certificates.
-    pub crl_url: Option<String>,
-    /// The published CRL.
+    /// Its published CRL.
     pub published: Published,
+}
+
+/// An authority that can sign.
+#[derive(Clone)]
+pub struct Signing {
+    /// Its trusted CAs, in the order of their numbers.
+    pub generations: Vec<Generation>,
+    /// The place of the one that signs.
+    pub active: usize,
+    /// The roots, each once: what verifiers trust.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// The same as PEM: the trust bundle.
+    pub bundle: String,
+    /// SHA-256 of the bundle, lower-case hex.
+    pub bundle_hash: String,
+    /// Base URL of the CRL server.
+    pub crl_base: Option<String>,
+    /// Certificates of earlier CAs are replaced within this time after the active one became so.
+    pub reissue_within: SignedDuration,
+}
+
+impl Signing {
+    /// The CA that signs.
+    pub fn active(&self) -> &Generation {
+        &self.generations[self.active]
+    }
+
+    /// The CRLs of all trusted CAs, PEM, one after the other.
+    pub fn crls(&self) -> String {
+        self.generations.iter().map(|one| &*one.published.pem).collect()
+    }
+
+    /// Numbers of the CAs whose certificates are replaced at leisure.
+    pub fn retiring(&self) -> Vec<u32> {
+        let retiring = self.generations.iter().filter(|one| one.state == CaState::Retiring);
+        retiring.map(|one| one.key.generation).collect()
+    }
 }
 
 /// A published CRL.
@@ -141,6 +202,10 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Events.
     pub events: Events,
+    /// The CAs of each authority, as they were read.
+    pub cas: RwLock<HashMap<String, Arc<Vec<Ca>>>>,
+    /// Since when the trust bundle with this hash is in force everywhere.
+    pub in_force: Mutex<HashMap<String, Instant>>,
     /// The authorities that can sign, by name.
     pub signing: RwLock<HashMap<String, Arc<Signing>>>,
     /// For each identity, the resourceVersion of its Secret when its data was written or checked by

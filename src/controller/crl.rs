@@ -1,24 +1,36 @@
 //! The CRL in the cluster: read, decide, sign, check, publish.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt};
 use tracing::{error, info, warn};
 
-use super::context::{Context, Published};
-use super::error::Error;
+use super::context::{Ca, Context, Generation, Published};
+use super::error::{Error, chain};
 use crate::api::ClientAuthority;
+use crate::api::authority::CaState;
+use crate::api::condition::{READY, Wanted};
+use crate::cluster::Key;
 use crate::cluster::apply::write;
 use crate::metrics::authority as label;
 use crate::pki::{CertificateAuthority, crl};
-use crate::plan::authority::{crl_key, crl_name, render_crl};
+use crate::plan::authority::{Reason, crl_key, crl_name, render_crl};
 use crate::plan::crl::{Decision, Publication, World, decide};
 use crate::plan::ledger::CaKey;
 
+/// Two looks at a CRL are at most this far apart.
+const LONGEST: Duration = Duration::from_secs(600);
+/// A publication that failed is tried again after this time.
+const RETRY: Duration = Duration::from_secs(5);
+/// While the root's key is kept elsewhere its CRL can't be renewed; from so long before its end on it
+/// must.
+const ROOT_CRL_ALARM: SignedDuration = SignedDuration::from_hours(30 * 24);
+
 /// The CRL of a CA as it stands in the cluster.
-pub(super) enum Found {
+enum Found {
     /// None; the resourceVersion is that of a ConfigMap without a usable one, which is written over.
     Nothing(Option<String>),
     /// A CRL.
@@ -26,7 +38,7 @@ pub(super) enum Found {
 }
 
 /// Reads the CRL that stands in the cluster.
-pub(super) async fn read(context: &Context, key: &CaKey) -> Result<Found, Error> {
+async fn read(context: &Context, key: &CaKey) -> Result<Found, Error> {
     let name = crl_name(key);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let found = api
@@ -55,32 +67,143 @@ pub(super) async fn read(context: &Context, key: &CaKey) -> Result<Found, Error>
     }))
 }
 
-/// Decides whether a CRL is due. `published` is the newest one, and whether it stands in the cluster.
-pub(super) fn due(
+/// The CRL of one CA after it was looked after.
+pub(super) struct Kept {
+    /// The published one.
+    pub published: Published,
+    /// Did this process or another one publish it since the last time?
+    pub is_new: bool,
+    /// What is wrong, if anything.
+    pub trouble: Option<Wanted>,
+    /// When to look again.
+    pub next: Duration,
+}
+
+/// Publishes a CRL when one is due. `known` is the newest one that this process knows of.
+pub(super) async fn keep(
     context: &Context,
     authority: &ClientAuthority,
+    ca: &Ca,
+    signer: &CertificateAuthority,
+    known: Option<&Published>,
+    now: Timestamp,
+) -> Result<Kept, Error> {
+    let key = &ca.key;
+    let (published, in_service) = match known {
+        Some(known) => in_service(context, key, known).await?,
+        None => match read(context, key).await? {
+            Found::Crl(published) => (published, true),
+            // An empty CRL exists before the first certificate is issued.
+            Found::Nothing(version) => {
+                let due = due(context, authority, ca, signer, None, now);
+                let Decision::Publish(first) = due else {
+                    unreachable!("without a published CRL one is always due");
+                };
+                let published = publish(context, key, signer, version, &first, now).await?;
+                return Ok(kept(published, true, Duration::from_secs(1)));
+            }
+        },
+    };
+    let is_new = known.is_none_or(|known| known.facts.number != published.facts.number);
+    let publication = match due(context, authority, ca, signer, Some((&published, in_service)), now)
+    {
+        Decision::WaitUntil(due) => {
+            let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
+            return Ok(kept(published, is_new, wait));
+        }
+        Decision::Refuse(message) => {
+            error!(%key, message, "the CRL is not published");
+            context.metrics.crl_guard_trips.get_or_create(&label(&key.authority)).inc();
+            let trouble = Wanted::no(READY, Reason::ShrinkGuard.as_str(), message);
+            let kept = kept(published, is_new, LONGEST);
+            return Ok(Kept { trouble: Some(trouble), ..kept });
+        }
+        Decision::Publish(publication) => publication,
+    };
+    let version = published.resource_version.clone();
+    match self::publish(context, key, signer, version, &publication, now).await {
+        Ok(published) => Ok(kept(published, true, Duration::from_secs(1))),
+        Err(error) if error.is_conflict() => Err(error),
+        // The one in service goes on: that it is not renewed must be told, not stop the rest.
+        Err(error) => {
+            let missing = publication
+                .entries
+                .iter()
+                .any(|entry| published.facts.serials.binary_search(&entry.serial).is_err());
+            let left = published.facts.next_update.duration_since(now);
+            let quiet = ca.state == CaState::Root && !missing && left > ROOT_CRL_ALARM;
+            let message = format!(
+                "the CRL of generation {} was not published: {}",
+                key.generation,
+                chain(&error)
+            );
+            let trouble = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
+            Ok(Kept { trouble: (!quiet).then_some(trouble), ..kept(published, is_new, RETRY) })
+        }
+    }
+}
+
+fn kept(published: Published, is_new: bool, next: Duration) -> Kept {
+    Kept { published, is_new, trouble: None, next }
+}
+
+/// The newest CRL, under the version that stands in the cluster, and whether it is what stands there.
+/// It is read again when the watch shows another version. Of two publishers the later CRL counts; an
+/// older one that somebody put back, or none, does not.
+async fn in_service(
+    context: &Context,
     key: &CaKey,
-    ca: &CertificateAuthority,
+    ours: &Published,
+) -> Result<(Published, bool), Error> {
+    let name = Key::new(&context.namespace, crl_name(key));
+    let seen = context.stores.crls.get(&name).and_then(|crl| crl.metadata.resource_version.clone());
+    let ours = ours.clone();
+    if seen.is_some() && seen == ours.resource_version {
+        return Ok((ours, true));
+    }
+    Ok(match read(context, key).await? {
+        Found::Crl(found) if found.facts.number >= ours.facts.number => {
+            (Published { at: ours.at, ..found }, true)
+        }
+        Found::Crl(Published { resource_version, .. }) | Found::Nothing(resource_version) => {
+            (Published { resource_version, ..ours }, false)
+        }
+    })
+}
+
+/// Decides whether a CRL is due. `published` is the newest one, and whether it stands in the cluster.
+fn due(
+    context: &Context,
+    authority: &ClientAuthority,
+    ca: &Ca,
+    signer: &CertificateAuthority,
     published: Option<(&Published, bool)>,
     now: Timestamp,
 ) -> Decision {
     let spec = &authority.spec.crl;
-    context.ledger.read(key, |ledger| {
+    let seconds =
+        |duration: crate::api::duration::Duration| SignedDuration::from_secs(duration.as_secs());
+    let split = authority.spec.self_signed.as_ref().and_then(|spec| spec.intermediate.as_ref());
+    let (validity, refresh) = match split.filter(|_| ca.state == CaState::Root) {
+        Some(split) => (seconds(split.root_crl_validity), seconds(split.root_crl_validity) / 12),
+        None => (seconds(spec.validity), seconds(spec.refresh)),
+    };
+    context.ledger.read(&ca.key, |ledger| {
         decide(&World {
             ledger,
             published: published.map(|(published, _)| &*published.facts),
             in_service: published.is_some_and(|(_, in_service)| in_service),
             published_at: published.and_then(|(published, _)| published.at),
-            validity: SignedDuration::from_secs(spec.validity.as_secs()),
-            refresh: SignedDuration::from_secs(spec.refresh.as_secs()),
-            ca_not_after: ca.facts().not_after,
+            validity,
+            refresh,
+            ca_not_after: signer.facts().not_after,
             now,
         })
     })
 }
 
 /// Signs, checks by independent code, and publishes under the version of what stood before.
-pub(super) async fn publish(
+async fn publish(
     context: &Context,
     key: &CaKey,
     ca: &CertificateAuthority,
@@ -106,16 +229,21 @@ pub(super) async fn publish(
         resource_version: written.resource_version(),
         at: Some(now),
     };
-    measure(context, key, &published);
     Ok(published)
 }
 
-/// Shows a published CRL in the metrics, also one that an earlier process published.
-pub(super) fn measure(context: &Context, key: &CaKey, published: &Published) {
-    let (label, metrics) = (label(&key.authority), &context.metrics);
-    let facts = &published.facts;
-    metrics.crl_entries.get_or_create(&label).set(facts.serials.len() as i64);
-    metrics.crl_bytes.get_or_create(&label).set(published.bytes as i64);
-    metrics.crl_this_update.get_or_create(&label).set(facts.this_update.as_second());
-    metrics.crl_next_update.get_or_create(&label).set(facts.next_update.as_second());
+/// Shows the CRLs of an authority in the metrics, also those that an earlier process published: their
+/// sizes together, the times of the oldest.
+pub(super) fn measure(context: &Context, authority: &str, generations: &[Generation]) {
+    let (label, metrics) = (label(authority), &context.metrics);
+    let published = || generations.iter().map(|one| &one.published);
+    let facts = || published().map(|one| &one.facts);
+    let entries = facts().map(|facts| facts.serials.len() as i64).sum();
+    metrics.crl_entries.get_or_create(&label).set(entries);
+    let bytes = published().map(|one| one.bytes as i64).sum();
+    metrics.crl_bytes.get_or_create(&label).set(bytes);
+    let this_update = facts().map(|facts| facts.this_update.as_second()).min();
+    metrics.crl_this_update.get_or_create(&label).set(this_update.unwrap_or(0));
+    let next_update = facts().map(|facts| facts.next_update.as_second()).min();
+    metrics.crl_next_update.get_or_create(&label).set(next_update.unwrap_or(0));
 }

@@ -27,6 +27,11 @@ pub enum Error {
     /// Making a CA failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// The root that must sign a CA can't.
+    #[error(
+        "the root of the authority can't sign: {0}; put its key back into its Secret for the rotation"
+    )]
+    Root(String),
     /// Signing a certificate failed.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -47,7 +52,7 @@ impl Error {
             Self::Write(WriteError::Api { .. }) => "write",
             Self::Read { .. } => "read",
             Self::Ledger(_) => "ledger",
-            Self::Authority(_) => "authority",
+            Self::Authority(_) | Self::Root(_) => "authority",
             Self::Issue(_) => "issue",
             Self::Verify(_) => "verify",
             Self::Crl(_) => "crl",

@@ -20,6 +20,7 @@ use crate::metrics::IssuanceLabels;
 use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
 use crate::pki::{KeyType, PrivateKey, Serial};
+use crate::plan::authority::crl_url;
 use crate::plan::identity::{
     AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder, renewal, status,
 };
@@ -65,17 +66,19 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         return Ok(Outcome::After(LOADING));
     }
     let signing = context.signing(&identity.spec.authority_ref.name);
+    let retiring = signing.as_ref().map(|signing| signing.retiring()).unwrap_or_default();
     let now = Timestamp::now();
 
     // Metadata is enough as long as nothing is to be written.
     let (view, mut present, whole) =
         gather_secret(&context, &identity, signing.as_deref(), now, false).await?;
-    let mut decision = decide(&gather(&context, &identity, signing.as_deref(), view, now));
+    let mut decision =
+        decide(&gather(&context, &identity, signing.as_deref(), &retiring, view, now));
     if !whole && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
         let (view, read, _) =
             gather_secret(&context, &identity, signing.as_deref(), now, true).await?;
         present = read;
-        decision = decide(&gather(&context, &identity, signing.as_deref(), view, now));
+        decision = decide(&gather(&context, &identity, signing.as_deref(), &retiring, view, now));
     }
 
     match decision {
@@ -172,8 +175,9 @@ async fn gather_secret(
         .get_opt(name)
         .await
         .map_err(|source| Error::Read { object: format!("Secret {namespace}/{name}"), source })?;
-    let ca = signing.map(|signing| &*signing.ca);
-    let view = view_secret(identity, secret.as_ref(), ca, now);
+    let generations = signing.map(|signing| signing.generations.as_slice()).unwrap_or_default();
+    let trusted: Vec<_> = generations.iter().map(|one| &*one.ca).collect();
+    let view = view_secret(identity, secret.as_ref(), &trusted, now);
     Ok((view, secret, true))
 }
 
@@ -181,6 +185,7 @@ fn gather<'a>(
     context: &Context,
     identity: &'a ClientIdentity,
     signing: Option<&'a Signing>,
+    retiring: &'a [u32],
     secret: SecretView,
     now: Timestamp,
 ) -> World<'a> {
@@ -201,10 +206,13 @@ fn gather<'a>(
         identity,
         authority: match signing {
             Some(signing) => AuthorityView::Ready(Signer {
-                key: &signing.key,
-                facts: signing.ca.facts(),
-                bundle: &signing.bundle,
-                crl_url: signing.crl_url.as_deref(),
+                key: &signing.active().key,
+                facts: signing.active().ca.facts(),
+                bundle_hash: &signing.bundle_hash,
+                crl_base: signing.crl_base.as_deref(),
+                active_since: signing.active().since,
+                reissue_within: signing.reissue_within,
+                retiring,
             }),
             None if context.stores.authorities.get(&Key::cluster(authority)).is_none() => {
                 AuthorityView::NotFound
@@ -279,20 +287,22 @@ async fn issue_into(
         holder: holder(identity),
     });
     // Before the signature exists: a certificate that nobody recorded could not be revoked.
-    context.ledger.record(&signing.key, vec![record]).await?;
+    let active = signing.active();
+    context.ledger.record(&active.key, vec![record]).await?;
 
     let public_key = key.public_key_der();
+    let url = signing.crl_base.as_ref().map(|base| crl_url(base, &active.key));
     let request = IssueRequest {
         profile: &issuance.profile,
         public_key_der: &public_key,
         serial,
         not_before: issuance.not_before,
         not_after: issuance.not_after,
-        crl_url: signing.crl_url.as_deref(),
+        crl_url: url.as_deref(),
     };
-    let issued = issue(&signing.ca, &request)?;
-    let facts =
-        verify_issued(&issued.der, &request, &[], &[signing.ca.certificate().clone()], now)?;
+    let issued = issue(&active.ca, &request)?;
+    let intermediates = active.ca.intermediates();
+    let facts = verify_issued(&issued.der, &request, intermediates, &signing.roots, now)?;
     let current = Current {
         serial,
         fingerprint: facts.fingerprint,
@@ -300,11 +310,12 @@ async fn issue_into(
         not_after: facts.not_after,
         revision: issuance.revision,
         spec_hash: issuance.spec_hash,
-        bundle_hash: None,
+        generation: active.key.generation,
+        bundle_hash: signing.bundle_hash.clone(),
     };
     let rendered = Rendered {
         current: &current,
-        certificate: issued.pem(),
+        certificate: active.ca.with_intermediates(&issued.der),
         key: &key,
         bundle: &signing.bundle,
     };
@@ -314,7 +325,7 @@ async fn issue_into(
 
     let trigger = issuance.trigger.as_str();
     info!(trigger, %serial, revision = current.revision, not_after = %current.not_after, "issued");
-    let labels = IssuanceLabels { authority: signing.key.authority.to_string(), trigger };
+    let labels = IssuanceLabels { authority: active.key.authority.to_string(), trigger };
     context.metrics.issued.get_or_create(&labels).inc();
     if repaired {
         let note = format!(
@@ -324,7 +335,7 @@ async fn issue_into(
         context.events.warning(identity, "Issue", "SecretRepaired", &note).await;
     }
     // The counts in the authority's status follow at leisure.
-    let authority = Key::cluster(&*signing.key.authority);
+    let authority = Key::cluster(&*active.key.authority);
     context.queues.authority.push_after(authority, super::authority::STATUS_INTERVAL);
     Ok(current)
 }

@@ -4,6 +4,7 @@ pub mod authority;
 pub mod context;
 mod crl;
 pub mod error;
+mod generations;
 pub mod identity;
 mod orphans;
 pub mod queue;

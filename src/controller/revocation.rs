@@ -52,12 +52,13 @@ fn decide_in(context: &Context, revocation: &CertificateRevocation, now: Timesta
     let identity = revocation.spec.identity_ref.as_ref();
     let identity = identity
         .and_then(|identity| context.stores.identities.get(&Key::new(namespace, &identity.name)));
-    let crls: BTreeMap<String, _> = context
+    let crls: BTreeMap<CaKey, _> = context
         .signing
         .read()
         .expect("no holder of this lock panics")
-        .iter()
-        .map(|(name, signing)| (name.clone(), signing.published.facts.clone()))
+        .values()
+        .flat_map(|signing| &signing.generations)
+        .map(|one| (one.key.clone(), one.published.facts.clone()))
         .collect();
     context.ledger.read_all(|ledgers| {
         // In one order always: the status lists what they hold.
@@ -68,7 +69,7 @@ fn decide_in(context: &Context, revocation: &CertificateRevocation, now: Timesta
             .map(|(key, ledger)| Book {
                 key,
                 ledger,
-                published: crls.get(&*key.authority).map(|facts| &**facts),
+                published: crls.get(key).map(|facts| &**facts),
             })
             .collect();
         let identity_uid = identity.as_ref().and_then(|identity| identity.metadata.uid.as_deref());

@@ -150,6 +150,8 @@ pub async fn run(
         queues,
         ledger,
         metrics: metrics.clone(),
+        cas: RwLock::new(HashMap::new()),
+        in_force: Mutex::new(HashMap::new()),
         signing: RwLock::new(HashMap::new()),
         checked: Mutex::new(HashMap::new()),
         written: Mutex::new(HashMap::new()),

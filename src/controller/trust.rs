@@ -55,12 +55,19 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         .iter()
         .map(|reference| (reference.name.as_str(), context.signing(&reference.name)))
         .collect();
+    let crls: Vec<String> = signing
+        .iter()
+        .map(|(_, signing)| signing.as_ref().map(|signing| signing.crls()).unwrap_or_default())
+        .collect();
     let authorities: Vec<_> = signing
         .iter()
-        .map(|(name, signing)| {
-            let anchor = signing
-                .as_ref()
-                .map(|signing| Anchor { bundle: &signing.bundle, crl: &signing.published.pem });
+        .zip(&crls)
+        .map(|((name, signing), crl)| {
+            let anchor = signing.as_ref().map(|signing| Anchor {
+                bundle: &signing.bundle,
+                bundle_hash: &signing.bundle_hash,
+                crl,
+            });
             (*name, anchor)
         })
         .collect();
@@ -309,13 +316,20 @@ async fn put_secret(
         if !is_owned(trust, &present.metadata) {
             return Err(WriteError::NotOwned(object));
         }
-        // Labels that others added stay.
+        // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();
         labels.extend(wanted.metadata.labels.take().unwrap_or_default());
-        if present.data == wanted.data && present.metadata.labels.as_ref() == Some(&labels) {
+        let mut annotations = present.metadata.annotations.clone().unwrap_or_default();
+        annotations.retain(|name, _| !name.starts_with(annotation::TRUSTED_BUNDLE_PREFIX));
+        annotations.extend(wanted.metadata.annotations.take().unwrap_or_default());
+        if present.data == wanted.data
+            && present.metadata.labels.as_ref() == Some(&labels)
+            && present.metadata.annotations.as_ref() == Some(&annotations)
+        {
             return Ok(());
         }
         wanted.metadata.labels = Some(labels);
+        wanted.metadata.annotations = Some(annotations);
         wanted.metadata.resource_version = present.resource_version();
     }
     write(&context.client, &wanted).await.map(|_| ())

@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::encode::{self, EncodeError, IssuerName};
 use super::inspect::certificates;
-use super::key::Signer;
+use super::key::{KeyElsewhere, Signer};
 use super::name::Name;
 use super::public_key::{KeyType, verify_signature};
 use super::{PrivateKey, Serial, offset_date_time, pem_block, sha256_hex};
@@ -155,6 +155,13 @@ impl CertificateAuthority {
         Self::new(read_chain(chain)?, Arc::new(PrivateKey::from_pem(key)?))
     }
 
+    /// Takes a CA whose key is kept elsewhere: it can be trusted, and signs nothing.
+    pub fn without_key(chain: Vec<CertificateDer<'static>>) -> Result<Self, AuthorityError> {
+        let facts = read_facts(&chain, None)?;
+        let signer = Arc::new(KeyElsewhere { key_type: facts.key_type });
+        Ok(Self { chain, signer, facts })
+    }
+
     /// Takes a CA whose certificate comes first in the chain and whose root comes last. Checks that key
     /// and certificate belong together, that it may sign certificates and CRLs, and that each certificate
     /// of the chain is signed by the next one.
@@ -199,6 +206,12 @@ impl CertificateAuthority {
     /// What a client presents beside its own certificate: every CA but the root.
     pub fn intermediates(&self) -> &[CertificateDer<'static>] {
         &self.chain[..self.chain.len() - 1]
+    }
+
+    /// What a client presents, PEM: its certificate, then the CAs between it and the root.
+    pub fn with_intermediates(&self, leaf: &CertificateDer<'_>) -> String {
+        let chain = std::iter::once(leaf).chain(self.intermediates());
+        chain.map(|der| pem_block("CERTIFICATE", der)).collect()
     }
 
     /// Whoever signs for it.

@@ -24,6 +24,27 @@ pub trait Signer: fmt::Debug + Send + Sync {
 #[error("failed to sign: {0}")]
 pub struct SignError(pub String);
 
+/// Stands for a key that is not here.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyElsewhere {
+    /// Its type.
+    pub key_type: KeyType,
+}
+
+impl Signer for KeyElsewhere {
+    fn key_type(&self) -> KeyType {
+        self.key_type
+    }
+
+    fn public_key_der(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn sign(&self, _: &[u8]) -> Result<Vec<u8>, SignError> {
+        Err(SignError("the key of this CA is kept elsewhere".into()))
+    }
+}
+
 /// A private key with its public half.
 pub struct PrivateKey {
     pair: KeyPair,

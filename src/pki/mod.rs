@@ -43,6 +43,11 @@ fn offset_date_time(time: Timestamp) -> OffsetDateTime {
         .expect("jiff's range of years lies within that of the time crate")
 }
 
+/// A certificate as PEM.
+pub fn certificate_pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE", der)
+}
+
 /// A block of PEM with LF line ends.
 fn pem_block(tag: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);

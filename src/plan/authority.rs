@@ -1,4 +1,4 @@
-//! Does an authority have its CA, and may one be made?
+//! The objects of an authority in the operator's namespace, and its status.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::ledger::CaKey;
-use crate::api::authority::{CaGeneration, CertificateCounts, CrlStatus};
-use crate::api::condition::{self, READY, Wanted};
+use crate::api::authority::{CaGeneration, CaState, CertificateCounts, CrlStatus};
+use crate::api::condition::{self, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
-use crate::pki::authority::CaFacts;
+use crate::pki::authority::{AuthorityError, CaFacts, read_chain};
 use crate::pki::crl::{CrlFacts, CrlNumber};
 use crate::pki::key::Encoding;
 use crate::pki::{CertificateAuthority, PrivateKey};
@@ -27,6 +27,14 @@ pub mod crl_key {
     pub const CA: &str = "ca.crt";
 }
 
+/// Keys of the Secret that keeps a CA.
+pub mod secret_key {
+    /// The CA's certificate, then those of the CAs above it.
+    pub const CHAIN: &str = "tls.crt";
+    /// Its key, PKCS #8.
+    pub const KEY: &str = "tls.key";
+}
+
 /// Why an authority is, or is not, ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -38,6 +46,8 @@ pub enum Reason {
     KeyUnusable,
     /// The CA has expired.
     Expired,
+    /// What `spec.secretRef` names is not a CA that can be used.
+    SourceUnusable,
     /// The next CRL would lack a revoked serial.
     ShrinkGuard,
     /// Signing or checking the CRL failed.
@@ -52,65 +62,10 @@ impl Reason {
             Self::KeyMissing => "KeyMissing",
             Self::KeyUnusable => "KeyUnusable",
             Self::Expired => "Expired",
+            Self::SourceUnusable => "SourceUnusable",
             Self::ShrinkGuard => "ShrinkGuard",
             Self::CrlFailed => "CrlFailed",
         }
-    }
-}
-
-/// Everything that the decision depends on.
-pub struct World<'a> {
-    /// Which CA.
-    pub key: &'a CaKey,
-    /// The Secret of the CA, read from the API server.
-    pub secret: Option<&'a Secret>,
-    /// Does the ledger or a published CRL show that this CA was in use?
-    pub was_in_use: bool,
-    /// The time.
-    pub now: Timestamp,
-}
-
-/// What to do about the CA.
-#[derive(Debug)]
-pub enum Decision {
-    /// Use this one.
-    Use(Box<CertificateAuthority>),
-    /// There never was one: make it.
-    Mint,
-    /// Neither: the condition says why.
-    Refuse(Wanted),
-}
-
-/// Decides which CA signs.
-pub fn decide(world: &World<'_>) -> Decision {
-    let name = secret_name(world.key);
-    let refuse =
-        |reason: Reason, message| Decision::Refuse(Wanted::no(READY, reason.as_str(), message));
-    let Some(secret) = world.secret else {
-        if world.was_in_use {
-            return refuse(
-                Reason::KeyMissing,
-                format!(
-                    "Secret {name} in the operator's namespace, which holds the CA key, is gone: restore it from a backup. \
-                     No new CA is made, since clients hold certificates of the old one"
-                ),
-            );
-        }
-        return Decision::Mint;
-    };
-    let field = |key: &str| {
-        let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-        bytes.and_then(|bytes| std::str::from_utf8(&bytes.0).ok()).unwrap_or_default()
-    };
-    match CertificateAuthority::from_pem(field("tls.crt"), field("tls.key")) {
-        Err(error) => refuse(
-            Reason::KeyUnusable,
-            format!("Secret {name} in the operator's namespace: {error}"),
-        ),
-        Ok(ca) if ca.facts().not_after <= world.now => {
-            refuse(Reason::Expired, format!("the CA expired at {}", ca.facts().not_after))
-        }
-        Ok(ca) => Decision::Use(Box::new(ca)),
     }
 }
 
@@ -143,25 +98,94 @@ pub fn key_of(metadata: &ObjectMeta) -> Option<CaKey> {
     })
 }
 
+/// A CA as its Secret keeps it.
+pub struct Kept {
+    /// What it does.
+    pub state: CaState,
+    /// Since when.
+    pub since: Timestamp,
+    /// Hash of what it was made from.
+    pub source_hash: Option<String>,
+    /// Its chain, or why it can't be used.
+    pub ca: Result<CertificateAuthority, AuthorityError>,
+}
+
 /// The Secret that keeps a new CA. It has no owner: deleting a `ClientAuthority` must not destroy
 /// the only key that can sign its CRLs.
-pub fn render_secret(key: &CaKey, ca_pem: String, private_key: &PrivateKey) -> Secret {
-    Secret {
+pub fn render_secret(
+    key: &CaKey,
+    chain_pem: String,
+    private_key: &PrivateKey,
+    state: CaState,
+    source_hash: Option<&str>,
+    now: Timestamp,
+) -> Secret {
+    let private_key = private_key.to_pem(Encoding::Pkcs8);
+    let mut secret = Secret {
         metadata: ObjectMeta {
             name: Some(secret_name(key)),
             labels: Some(labels(key, "ca")),
             ..ObjectMeta::default()
         },
-        type_: Some("kubernetes.io/tls".to_owned()),
+        // The key of a root may be taken away; that of a TLS Secret may not.
+        type_: Some(if state == CaState::Root { "Opaque" } else { "kubernetes.io/tls" }.to_owned()),
         data: Some(BTreeMap::from([
-            ("tls.crt".to_owned(), ByteString(ca_pem.into_bytes())),
-            (
-                "tls.key".to_owned(),
-                ByteString(private_key.to_pem(Encoding::Pkcs8).as_bytes().to_vec()),
-            ),
+            (secret_key::CHAIN.to_owned(), ByteString(chain_pem.into_bytes())),
+            (secret_key::KEY.to_owned(), ByteString(private_key.as_bytes().to_vec())),
         ])),
         ..Secret::default()
+    };
+    set_state(&mut secret, state, now);
+    if let Some(hash) = source_hash {
+        let annotations = secret.metadata.annotations.get_or_insert_default();
+        annotations.insert(annotation::SOURCE_HASH.to_owned(), hash.to_owned());
     }
+    secret
+}
+
+/// Notes a state on the Secret of a CA.
+pub fn set_state(secret: &mut Secret, state: CaState, now: Timestamp) {
+    let annotations = secret.metadata.annotations.get_or_insert_default();
+    annotations.insert(annotation::STATE.to_owned(), state.as_str().to_owned());
+    let since = condition::truncate(now).to_string();
+    annotations.insert(annotation::STATE_SINCE.to_owned(), since);
+}
+
+/// Reads the Secret of a CA. One without a state is of before there were states: it was the only one.
+pub fn read_secret(secret: &Secret) -> Kept {
+    let note = |name: &str| secret.metadata.annotations.as_ref().and_then(|notes| notes.get(name));
+    let created = secret.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let state = note(annotation::STATE).and_then(|state| CaState::parse(state));
+    let since = note(annotation::STATE_SINCE).and_then(|since| since.parse().ok());
+    let state = state.unwrap_or(CaState::Active);
+    Kept {
+        state,
+        since: since.or(created).unwrap_or(Timestamp::UNIX_EPOCH),
+        source_hash: note(annotation::SOURCE_HASH).cloned(),
+        ca: read_ca(secret, state),
+    }
+}
+
+/// The text under a key of a Secret; nothing when it is missing or no text.
+pub fn text_of<'a>(secret: &'a Secret, key: &str) -> &'a str {
+    let bytes = secret.data.as_ref().and_then(|data| data.get(key));
+    bytes.and_then(|bytes| std::str::from_utf8(&bytes.0).ok()).unwrap_or_default()
+}
+
+fn read_ca(secret: &Secret, state: CaState) -> Result<CertificateAuthority, AuthorityError> {
+    let (chain, key) = (text_of(secret, secret_key::CHAIN), text_of(secret, secret_key::KEY));
+    if state == CaState::Root && key.is_empty() {
+        return CertificateAuthority::without_key(read_chain(chain)?);
+    }
+    CertificateAuthority::from_pem(chain, key)
+}
+
+/// Does an object in the operator's namespace keep a CA?
+pub fn is_ca(metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(label::COMPONENT))
+        .is_some_and(|component| component == "ca")
 }
 
 /// The ConfigMap that publishes a CRL.
@@ -187,32 +211,53 @@ pub fn crl_url(base: &str, key: &CaKey) -> String {
     format!("{base}/crl/{}/{}.crl", key.authority, key.generation)
 }
 
-/// The status of an authority.
+/// One CA as the status tells of it.
+pub struct GenerationView<'a> {
+    /// Its number.
+    pub number: u32,
+    /// What it does.
+    pub state: CaState,
+    /// Since when.
+    pub since: Timestamp,
+    /// What its certificate says.
+    pub facts: &'a CaFacts,
+}
+
+/// So many CAs that are trusted no more stay in the status.
+const REMOVED_IN_STATUS: usize = 3;
+
+/// The status of an authority. Without any generation what was known of them is kept.
 pub fn status(
     authority: &ClientAuthority,
-    key: &CaKey,
-    ca: Option<&CaFacts>,
+    generations: &[GenerationView<'_>],
     crl: Option<(&CrlFacts, usize)>,
     counts: CertificateCounts,
-    ready: Wanted,
+    conditions: &[Wanted],
     now: Timestamp,
 ) -> ClientAuthorityStatus {
     let current = authority.status.clone().unwrap_or_default();
     let generation = authority.metadata.generation;
+    let removed = generations.iter().filter(|one| one.state == CaState::Removed).count();
+    let shown = generations.iter().scan(removed, |removed, one| {
+        let old = one.state == CaState::Removed && *removed > REMOVED_IN_STATUS;
+        *removed -= usize::from(one.state == CaState::Removed);
+        Some((!old).then_some(one))
+    });
+    let shown: Vec<CaGeneration> = shown
+        .flatten()
+        .map(|one| CaGeneration {
+            number: one.number.into(),
+            state: one.state,
+            since: Some(Time(condition::truncate(one.since))),
+            fingerprint: one.facts.fingerprint.clone(),
+            not_before: Time(one.facts.not_before),
+            not_after: Time(one.facts.not_after),
+        })
+        .collect();
     ClientAuthorityStatus {
         observed_generation: generation,
-        conditions: condition::merge(&current.conditions, &[ready], generation, now),
-        generations: match ca {
-            // What was known of a CA that can't be read now is kept.
-            None => current.generations,
-            Some(ca) => vec![CaGeneration {
-                number: key.generation.into(),
-                state: "Active".to_owned(),
-                fingerprint: ca.fingerprint.clone(),
-                not_before: Time(ca.not_before),
-                not_after: Time(ca.not_after),
-            }],
-        },
+        conditions: condition::merge(&current.conditions, conditions, generation, now),
+        generations: if shown.is_empty() { current.generations } else { shown },
         crl: crl.map(|(facts, bytes)| CrlStatus {
             number: facts.number.0.to_string(),
             this_update: Time(facts.this_update),
@@ -231,47 +276,26 @@ mod tests {
     use crate::pki::authority::tests::{instant, sample_with_key};
     use std::sync::Arc;
 
-    fn pair() -> (Arc<PrivateKey>, CertificateAuthority) {
-        let key = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
-        (key.clone(), sample_with_key(key))
-    }
-
-    fn world<'a>(key: &'a CaKey, secret: Option<&'a Secret>, was_in_use: bool) -> World<'a> {
-        World { key, secret, was_in_use, now: instant("2026-05-01T00:00:00Z") }
-    }
-
-    fn reason(decision: Decision) -> &'static str {
-        match decision {
-            Decision::Use(_) => "Use",
-            Decision::Mint => "Mint",
-            Decision::Refuse(wanted) => wanted.reason,
-        }
-    }
-
     #[test]
-    fn a_ca_is_made_once_and_never_replaced_unasked() {
-        let key = CaKey::first("clients");
-        let (private_key, ca) = pair();
-        let good = render_secret(&key, ca.certificate_pem(), &private_key);
-        let swapped = render_secret(&key, ca.certificate_pem(), &pair().0);
-        for (secret, was_in_use, expected) in [
-            (None, false, "Mint"),
-            (None, true, "KeyMissing"),
-            (Some(&good), true, "Use"),
-            (Some(&good), false, "Use"),
-            (Some(&swapped), true, "KeyUnusable"),
-        ] {
-            assert_eq!(reason(decide(&world(&key, secret, was_in_use))), expected);
-        }
-        let late = World { now: instant("2036-01-01T00:00:00Z"), ..world(&key, Some(&good), true) };
-        assert_eq!(reason(decide(&late)), "Expired");
-    }
-
-    #[test]
-    fn a_ca_is_found_again_by_its_labels() {
-        let key = CaKey::first("clients");
-        let (private_key, ca) = pair();
-        let secret = render_secret(&key, ca.certificate_pem(), &private_key);
+    fn a_ca_and_its_state_survive_storage() {
+        let private_key = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+        let ca = sample_with_key(private_key.clone());
+        let key = CaKey { authority: "clients".into(), generation: 3 };
+        let now = instant("2026-05-01T10:00:00Z");
+        let mut secret =
+            render_secret(&key, ca.chain_pem(), &private_key, CaState::Prepared, Some("hash"), now);
         assert_eq!(key_of(&secret.metadata), Some(key));
+        let kept = read_secret(&secret);
+        assert_eq!((kept.state, kept.since), (CaState::Prepared, now));
+        assert_eq!(kept.source_hash.as_deref(), Some("hash"));
+        assert_eq!(kept.ca.unwrap().facts(), ca.facts());
+
+        set_state(&mut secret, CaState::Active, now);
+        assert_eq!(read_secret(&secret).state, CaState::Active);
+        secret.data.as_mut().unwrap().remove(secret_key::KEY);
+        assert!(read_secret(&secret).ca.is_err());
+        set_state(&mut secret, CaState::Root, now);
+        let root = read_secret(&secret).ca.unwrap();
+        assert!(root.signer().sign(b"x").is_err(), "its key is not here");
     }
 }

@@ -64,10 +64,16 @@ pub struct Signer<'a> {
     pub key: &'a CaKey,
     /// What its certificate says.
     pub facts: &'a CaFacts,
-    /// The trust bundle, PEM.
-    pub bundle: &'a str,
-    /// URL of its CRL.
-    pub crl_url: Option<&'a str>,
+    /// SHA-256 of the trust bundle, lower-case hex.
+    pub bundle_hash: &'a str,
+    /// Base URL of the CRL server.
+    pub crl_base: Option<&'a str>,
+    /// Since when it signs.
+    pub active_since: Timestamp,
+    /// Certificates of the CAs that retire are replaced within this time after that.
+    pub reissue_within: SignedDuration,
+    /// The generations that retire. Certificates of any other one are replaced at once.
+    pub retiring: &'a [u32],
 }
 
 /// Why a certificate is issued.
@@ -81,6 +87,8 @@ pub enum Trigger {
     Changed,
     /// The renewal time came.
     Renewal,
+    /// Another CA signs now.
+    AuthorityRotated,
     /// The current one is revoked.
     Revoked,
 }
@@ -93,6 +101,7 @@ impl Trigger {
             Self::Repair => "Repair",
             Self::Changed => "Changed",
             Self::Renewal => "Renewal",
+            Self::AuthorityRotated => "AuthorityRotated",
             Self::Revoked => "Revoked",
         }
     }
@@ -204,13 +213,15 @@ pub fn decide(world: &World<'_>) -> Decision {
         }
     };
     let spec_hash = spec_hash(spec, &profile, &signer);
-    let Some(trigger) = trigger(world, &spec_hash) else {
+    let Some(trigger) = trigger(world, &signer, &spec_hash) else {
         let current = current.expect("without a usable certificate there is a trigger");
-        let published = sha256_hex(signer.bundle.as_bytes());
-        return match &current.bundle_hash {
-            Some(hash) if *hash != published => Decision::Refresh(current),
-            _ => Decision::Keep { renewal: renewal(world.identity, &current), current },
-        };
+        if current.bundle_hash != signer.bundle_hash {
+            return Decision::Refresh(current);
+        }
+        let renewal = renewal(world.identity, &current);
+        let renewal =
+            reissue(world.identity, &current, &signer).map_or(renewal, |at| at.min(renewal));
+        return Decision::Keep { current, renewal };
     };
     let not_before = world.now - BACKDATE;
     let wanted = SignedDuration::from_secs(spec.duration.as_secs());
@@ -236,7 +247,7 @@ pub fn decide(world: &World<'_>) -> Decision {
     })
 }
 
-fn trigger(world: &World<'_>, spec_hash: &str) -> Option<Trigger> {
+fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Trigger> {
     let current = match &world.secret {
         SecretView::Good(current) => current,
         SecretView::Broken(_) => return Some(Trigger::Repair),
@@ -246,6 +257,8 @@ fn trigger(world: &World<'_>, spec_hash: &str) -> Option<Trigger> {
         Some(Trigger::Revoked)
     } else if current.spec_hash != spec_hash {
         Some(Trigger::Changed)
+    } else if reissue(world.identity, current, signer).is_some_and(|at| at <= world.now) {
+        Some(Trigger::AuthorityRotated)
     } else if renewal(world.identity, current) <= world.now {
         Some(Trigger::Renewal)
     } else {
@@ -270,6 +283,27 @@ pub fn renewal(identity: &ClientIdentity, current: &Current) -> Timestamp {
     Timestamp::from_second(end - before - earlier).unwrap_or(current.not_after)
 }
 
+/// When a certificate of an earlier CA is replaced; never when the active one signed it. Those with the
+/// most of their life before them come first: they would keep the earlier CA trusted for longest. A
+/// quarter of the time spreads those that are alike.
+fn reissue(identity: &ClientIdentity, current: &Current, signer: &Signer<'_>) -> Option<Timestamp> {
+    if current.generation == signer.key.generation {
+        return None;
+    }
+    if !signer.retiring.contains(&current.generation) {
+        return Some(Timestamp::MIN);
+    }
+    let within = signer.reissue_within.as_secs();
+    let (start, end) = (current.not_before.as_second(), current.not_after.as_second());
+    let lifetime = (end - start).max(1);
+    let used = (signer.active_since.as_second() - start).clamp(0, lifetime);
+    let uid = identity.metadata.uid.as_deref().unwrap_or_default();
+    let spread = (fnv1a(uid.as_bytes()) % 1024) as i64;
+    let after = within * 3 / 4 * used / lifetime + within / 4 * spread / 1024;
+    let at = signer.active_since.saturating_add(SignedDuration::from_secs(after));
+    Some(at.unwrap_or(signer.active_since))
+}
+
 /// FNV-1a, 64 bits: a stable hash that spreads UIDs; nothing depends on its strength.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -282,7 +316,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) -> String {
     #[derive(Serialize)]
     struct Input<'a> {
-        ca: &'a str,
+        authority: &'a str,
         crl: Option<&'a str>,
         subject: String,
         names: Vec<String>,
@@ -290,8 +324,8 @@ fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) 
         duration: i64,
     }
     let input = Input {
-        ca: &signer.facts.fingerprint,
-        crl: signer.crl_url,
+        authority: &signer.key.authority,
+        crl: signer.crl_base,
         subject: hex(&profile.subject.to_der()),
         names: profile.alternative_names.iter().map(ToString::to_string).collect(),
         usages: profile.usages.iter().map(|usage| usage.as_str()).collect(),
@@ -382,6 +416,7 @@ pub(crate) mod tests {
     struct Fixture {
         ca: CertificateAuthority,
         bundle: String,
+        bundle_hash: String,
         key: CaKey,
         identity: ClientIdentity,
     }
@@ -390,7 +425,8 @@ pub(crate) mod tests {
         fn new() -> Self {
             let ca = sample();
             let bundle = ca.certificate_pem();
-            Self { ca, bundle, key: CaKey::first("clients"), identity: identity() }
+            let bundle_hash = sha256_hex(bundle.as_bytes());
+            Self { ca, bundle, bundle_hash, key: CaKey::first("clients"), identity: identity() }
         }
 
         fn world(&self, secret: SecretView) -> World<'_> {
@@ -399,8 +435,11 @@ pub(crate) mod tests {
                 authority: AuthorityView::Ready(Signer {
                     key: &self.key,
                     facts: self.ca.facts(),
-                    bundle: &self.bundle,
-                    crl_url: None,
+                    bundle_hash: &self.bundle_hash,
+                    crl_base: None,
+                    active_since: instant("2026-01-01T00:00:00Z"),
+                    reissue_within: SignedDuration::from_hours(1),
+                    retiring: &[],
                 }),
                 secret,
                 rival: None,
@@ -432,7 +471,8 @@ pub(crate) mod tests {
                 not_after: facts.not_after,
                 revision: issuance.revision,
                 spec_hash: issuance.spec_hash.clone(),
-                bundle_hash: None,
+                generation: self.key.generation,
+                bundle_hash: self.bundle_hash.clone(),
             };
             let rendered = Rendered {
                 current: &current,
@@ -451,7 +491,7 @@ pub(crate) mod tests {
         }
 
         fn view(&self, secret: &Secret) -> SecretView {
-            view_secret(&self.identity, Some(secret), Some(&self.ca), instant(NOW))
+            view_secret(&self.identity, Some(secret), &[&self.ca], instant(NOW))
         }
     }
 
@@ -496,7 +536,7 @@ pub(crate) mod tests {
         let current = view_metadata(&secret.metadata).unwrap();
         let decision = decide(&fixture.world(SecretView::Good(current.clone())));
         let SecretView::Good(read) = fixture.view(&secret) else { panic!("not good") };
-        assert_eq!(Current { bundle_hash: None, ..read }, current);
+        assert_eq!(read, current);
         assert!(matches!(decision, Decision::Keep { .. }));
     }
 
@@ -563,9 +603,37 @@ pub(crate) mod tests {
         assert_eq!(trigger_of(decide(&fixture.world(view))), None);
 
         fixture.identity = original;
-        fixture.ca = sample();
+        fixture.identity.spec.authority_ref.name = "others".into();
+        fixture.key.authority = "others".into();
         let of_other_ca = fixture.view(&secret);
         assert_eq!(trigger_of(decide(&fixture.world(of_other_ca))), Some(Trigger::Changed));
+    }
+
+    #[test]
+    fn certificates_of_an_earlier_ca_are_replaced_the_longest_lasting_first() {
+        let fixture = Fixture::new();
+        let SecretView::Good(current) = fixture.view(&fixture.issued()) else { panic!("not good") };
+        let key = CaKey { generation: 2, ..fixture.key.clone() };
+        let decide_at = |current: &Current, retiring: &[u32], now: &str| {
+            let mut world = fixture.world(SecretView::Good(current.clone()));
+            let AuthorityView::Ready(signer) = world.authority else { unreachable!() };
+            let active_since = instant(NOW);
+            let signer = Signer { key: &key, retiring, active_since, ..signer };
+            world.authority = AuthorityView::Ready(signer);
+            world.now = instant(now);
+            (trigger_of(decide(&world)), reissue(&fixture.identity, current, &signer).unwrap())
+        };
+        // Compromised: at once.
+        assert_eq!(decide_at(&current, &[], NOW).0, Some(Trigger::AuthorityRotated));
+        // Retiring: within the hour.
+        let (none, fresh) = decide_at(&current, &[1], NOW);
+        assert_eq!(none, None);
+        let old = Current { not_before: instant("2026-04-30T12:00:00Z"), ..current.clone() };
+        let (_, used_up) = decide_at(&old, &[1], NOW);
+        assert!(instant(NOW) <= fresh && fresh < used_up, "{fresh} {used_up}");
+        assert!(used_up <= instant(NOW) + SignedDuration::from_hours(1));
+        let late = decide_at(&current, &[1], "2026-05-01T11:00:00Z");
+        assert_eq!(late.0, Some(Trigger::AuthorityRotated));
     }
 
     #[test]
@@ -673,7 +741,8 @@ pub(crate) mod tests {
                 not_after: made + SignedDuration::from_secs(lifetime),
                 revision: 1,
                 spec_hash: String::new(),
-                bundle_hash: None,
+                generation: 1,
+                bundle_hash: String::new(),
             };
             let at = renewal(&identity, &current);
             prop_assert!(at < current.not_after);

@@ -7,5 +7,6 @@ pub mod identity;
 pub mod ledger;
 pub mod names;
 pub mod revocation;
+pub mod rotation;
 pub mod secret;
 pub mod trust;

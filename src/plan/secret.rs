@@ -55,8 +55,10 @@ pub struct Current {
     pub revision: u32,
     /// Hash of what it was made from.
     pub spec_hash: String,
-    /// SHA-256 of the Secret's trust bundle when its data was read; absent when only its metadata was.
-    pub bundle_hash: Option<String>,
+    /// Number of the authority's CA that signed it.
+    pub generation: u32,
+    /// SHA-256 of the trust bundle beside it, lower-case hex.
+    pub bundle_hash: String,
 }
 
 /// Who a Secret belongs to, seen from an identity that names it.
@@ -98,11 +100,12 @@ fn marked_for(identity: &ClientIdentity, secret: &ObjectMeta) -> bool {
         == identity.metadata.name.as_ref()
 }
 
-/// Reads a whole Secret: does it hold a certificate of this CA with its own key?
+/// Reads a whole Secret: does it hold a certificate with its own key, and does the CA verify it that
+/// says to have signed it? `trusted` are the CAs of the identity's authority.
 pub fn view_secret(
     identity: &ClientIdentity,
     secret: Option<&Secret>,
-    ca: Option<&CertificateAuthority>,
+    trusted: &[&CertificateAuthority],
     now: Timestamp,
 ) -> SecretView {
     let Some(secret) = secret else {
@@ -131,19 +134,19 @@ pub fn view_secret(
     // An expired certificate is not broken, and one of another CA is not: both are replaced for what
     // they are.
     let verified_at = now.min(facts.not_after).max(facts.not_before);
-    if let Some(ca) = ca.filter(|ca| ca.facts().key_id == facts.authority_key_id) {
-        let leaf = certificates(chain).map(|mut chain| chain.swap_remove(0));
-        let trusted = leaf.is_ok_and(|leaf| {
-            verify_client(&leaf, &[], std::slice::from_ref(ca.certificate()), verified_at).is_ok()
+    if let Some(ca) = trusted.iter().find(|ca| ca.facts().key_id == facts.authority_key_id) {
+        let verified = certificates(chain).is_ok_and(|chain| {
+            let root = std::slice::from_ref(ca.root());
+            verify_client(&chain[0], &chain[1..], root, verified_at).is_ok()
         });
-        if !trusted {
+        if !verified {
             return SecretView::Broken("the published trust does not verify tls.crt");
         }
     }
     SecretView::Good(Current {
         not_before: facts.not_before,
         not_after: facts.not_after,
-        bundle_hash: Some(sha256_hex(field(key::CA))),
+        bundle_hash: sha256_hex(field(key::CA)),
         ..noted
     })
 }
@@ -159,7 +162,8 @@ pub fn view_metadata(metadata: &ObjectMeta) -> Option<Current> {
         not_after: text(annotation::NOT_AFTER)?.parse().ok()?,
         revision: text(annotation::REVISION)?.parse().ok()?,
         spec_hash: text(annotation::SPEC_HASH)?.to_owned(),
-        bundle_hash: None,
+        generation: text(annotation::GENERATION)?.parse().ok()?,
+        bundle_hash: text(annotation::BUNDLE)?.to_owned(),
     })
 }
 
@@ -167,7 +171,7 @@ pub fn view_metadata(metadata: &ObjectMeta) -> Option<Current> {
 pub struct Rendered<'a> {
     /// The certificate's facts.
     pub current: &'a Current,
-    /// The certificate, PEM.
+    /// The certificate and the CAs between it and the root, PEM.
     pub certificate: String,
     /// Its key.
     pub key: &'a PrivateKey,
@@ -200,6 +204,8 @@ pub fn render_secret(
         (annotation::NOT_AFTER, current.not_after.to_string()),
         (annotation::REVISION, current.revision.to_string()),
         (annotation::SPEC_HASH, current.spec_hash.clone()),
+        (annotation::GENERATION, current.generation.to_string()),
+        (annotation::BUNDLE, current.bundle_hash.clone()),
     ] {
         annotations.insert(key.to_owned(), value);
     }
@@ -221,6 +227,8 @@ pub fn render_secret(
 pub fn render_bundle(mut present: Secret, bundle: &str) -> Secret {
     let data = present.data.get_or_insert_default();
     data.insert(key::CA.to_owned(), ByteString(bundle.as_bytes().to_vec()));
+    let annotations = present.metadata.annotations.get_or_insert_default();
+    annotations.insert(annotation::BUNDLE.to_owned(), sha256_hex(bundle.as_bytes()));
     present.metadata.managed_fields = None;
     present
 }

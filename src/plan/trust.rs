@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
 use crate::api::trust::{Reason, TargetReference, TargetStatus};
-use crate::api::{ClientTrust, ClientTrustStatus, label};
+use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::traefik::{host_routes, names_its_hosts};
 use crate::ingress::{DataPlane, Edit, HostRoute, Request, object_name};
 
@@ -45,6 +45,8 @@ pub struct World<'a> {
 pub struct Anchor<'a> {
     /// Its CA certificates, PEM.
     pub bundle: &'a str,
+    /// SHA-256 of these, lower-case hex.
+    pub bundle_hash: &'a str,
     /// Their CRLs, PEM.
     pub crl: &'a str,
 }
@@ -134,11 +136,17 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
     ] {
         data.insert(key.to_owned(), ByteString(text.into_bytes()));
     }
+    // The authority reads these: a new CA signs only when its bundle is everywhere.
+    let bundles = authorities.iter().map(|(name, anchor)| {
+        let hash = anchor.map_or("", |anchor| anchor.bundle_hash);
+        (format!("{}{name}", annotation::TRUSTED_BUNDLE_PREFIX), hash.to_owned())
+    });
     Secret {
         metadata: ObjectMeta {
             name: Some(object_name(&trust.name_any())),
             namespace: trust.namespace(),
             labels: Some(labels()),
+            annotations: Some(bundles.collect()),
             owner_references: Some(vec![owner(trust)]),
             ..ObjectMeta::default()
         },
@@ -344,7 +352,7 @@ mod tests {
         }
     }
 
-    const ANCHOR: Anchor<'static> = Anchor { bundle: "CA\n", crl: "CRL\n" };
+    const ANCHOR: Anchor<'static> = Anchor { bundle: "CA\n", bundle_hash: "hash", crl: "CRL\n" };
 
     fn condition<'a>(status: &'a ClientTrustStatus, type_: &str) -> (&'a str, &'a str) {
         let conditions = status.conditions.iter().chain(&status.targets[0].conditions);
@@ -363,6 +371,7 @@ mod tests {
         let secret = secret(&trust, &[("staff", Some(ANCHOR))]);
         assert!(is_owned(&trust, &secret.metadata));
         assert_eq!(secret.data.unwrap()["ca.crl"].0, b"CRL\n");
+        assert_eq!(secret.metadata.annotations.unwrap()["bundle.countersign.dev/staff"], "hash");
     }
 
     #[test]

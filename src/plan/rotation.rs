@@ -1,0 +1,719 @@
+//! The CAs of an authority: which one signs, which are trusted, and the next step from what is to what
+//! shall be. One step at a time: after each the world is looked at anew.
+//!
+//! `Prepared -> Active -> Retiring -> Removed`, and `Compromised` instead of `Retiring`. Of two that are
+//! `Active` the later one signs, so that one write makes one CA take over from another.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::authority::{Reason, secret_name};
+use super::ledger::CaKey;
+use crate::api::ClientAuthority;
+use crate::api::annotation;
+use crate::api::authority::{CaState, SelfSigned};
+use crate::api::condition::{READY, ROTATING, Wanted};
+use crate::api::duration::Duration;
+use crate::pki::authority::CaFacts;
+use crate::pki::sha256_hex;
+
+/// A CA that is made below another must outlast the one before it by so much, else it is of no use.
+const WORTH_MAKING: SignedDuration = SignedDuration::from_hours(1);
+
+/// A CA that has retired is trusted for at least this long: an issuance by it may be under way.
+const LINGER: SignedDuration = SignedDuration::from_secs(60);
+
+/// One CA of the authority, as its Secret has it.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Its number.
+    pub number: u32,
+    /// What it does.
+    pub state: CaState,
+    /// Since when.
+    pub since: Timestamp,
+    /// When its Secret was made.
+    pub created: Timestamp,
+    /// Hash of what it was made from; absent in Secrets of before there were hashes.
+    pub source_hash: Option<String>,
+    /// What its certificate says, or why it can't be used.
+    pub ca: Result<CaFacts, String>,
+    /// How many of its certificates have not expired and are not revoked.
+    pub live: usize,
+}
+
+/// Where the next CA would come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// It is made here; hash of what the spec says of it.
+    SelfSigned(String),
+    /// It lies in a Secret; what its certificate says, or why it can't be used.
+    Imported(Result<CaFacts, String>),
+}
+
+/// Everything that the decision depends on.
+pub struct World<'a> {
+    /// The authority.
+    pub authority: &'a ClientAuthority,
+    /// Its CAs, in the order of their numbers.
+    pub generations: &'a [Generation],
+    /// Numbers that the ledger, published CRLs or the status know of.
+    pub known: &'a BTreeSet<u32>,
+    /// Where the next CA would come from.
+    pub source: &'a Source,
+    /// Who does not hold the present trust bundle yet; nobody when it is in force everywhere.
+    pub waits_for: Option<&'a str>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Why another CA is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// There was none.
+    First,
+    /// The active one expires soon.
+    Renewal,
+    /// The spec, or the Secret that it names, holds another one.
+    Changed,
+    /// The user asked for it.
+    Requested,
+    /// The key of the active one may be known to others.
+    Compromised,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make a CA, or copy it from where it lies.
+    Create {
+        /// Its number.
+        number: u32,
+        /// Its first state.
+        state: CaState,
+        /// Why.
+        trigger: Trigger,
+    },
+    /// The CA in the Secret has the key of the active one: only its certificate is new.
+    Extend {
+        /// The active one.
+        number: u32,
+    },
+    /// Change a state.
+    Move {
+        /// Of which.
+        number: u32,
+        /// To what.
+        to: CaState,
+    },
+    /// Revoke every certificate of a compromised CA that is still good.
+    RevokeAll {
+        /// Of which.
+        number: u32,
+    },
+}
+
+/// What to do about the CAs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The number of the one that signs, or why none does.
+    pub active: Result<u32, Wanted>,
+    /// What to do next, if anything.
+    pub step: Option<Step>,
+    /// The `Rotating` condition.
+    pub rotating: Wanted,
+    /// When to look again.
+    pub next: Option<Timestamp>,
+}
+
+/// Decides what to do.
+pub fn decide(world: &World<'_>) -> Decision {
+    let active = world.generations.iter().rev().find(|one| one.state == CaState::Active);
+    let Some(active) = active else {
+        return without_active(world);
+    };
+    let prepared = world
+        .generations
+        .iter()
+        .find(|one| one.state == CaState::Prepared && one.number > active.number);
+    let mut plan = Plan { world, active, next: None };
+    // What can fail comes last: it must not keep the rest from happening.
+    let step = plan
+        .after_takeover()
+        .or_else(|| prepared.and_then(|prepared| plan.activate(prepared)))
+        .or_else(|| plan.retire())
+        .or_else(|| if prepared.is_none() { plan.prepare() } else { None });
+    Decision {
+        active: usable(world, active),
+        rotating: plan.rotating(prepared),
+        step,
+        next: plan.next,
+    }
+}
+
+fn is_compromised(world: &World<'_>, number: u32) -> bool {
+    world.authority.spec.compromised_generations.contains(&i64::from(number))
+}
+
+/// Can this CA sign now?
+fn usable(world: &World<'_>, active: &Generation) -> Result<u32, Wanted> {
+    let refuse = |reason: Reason, message| Err(Wanted::no(READY, reason.as_str(), message));
+    match &active.ca {
+        Err(why) => {
+            let name = secret_name(&key(world, active.number));
+            refuse(Reason::KeyUnusable, format!("Secret {name} in the operator's namespace: {why}"))
+        }
+        Ok(facts) if facts.not_after <= world.now => {
+            refuse(Reason::Expired, format!("the CA expired at {}", facts.not_after))
+        }
+        Ok(_) => Ok(active.number),
+    }
+}
+
+fn key(world: &World<'_>, generation: u32) -> CaKey {
+    let authority = world.authority.metadata.name.as_deref().unwrap_or_default().into();
+    CaKey { authority, generation }
+}
+
+/// The first CA is made at once; one that was lost is never replaced unasked.
+fn without_active(world: &World<'_>) -> Decision {
+    let idle = Wanted::no(ROTATING, "Idle", "no CA is active");
+    let refuse = |reason: Reason, message: String| Decision {
+        active: Err(Wanted::no(READY, reason.as_str(), message)),
+        step: None,
+        rotating: idle.clone(),
+        next: None,
+    };
+    let lost = world.generations.iter().map(|one| one.number).chain(world.known.iter().copied());
+    if let Some(lost) = lost.filter(|number| *number > 0).max() {
+        let lost = last_active(world.authority).unwrap_or(lost);
+        return refuse(
+            Reason::KeyMissing,
+            format!(
+                "Secret {} in the operator's namespace, which holds the CA key, is gone: restore it from a backup. \
+                 No new CA is made, since clients hold certificates of the old one",
+                secret_name(&key(world, lost))
+            ),
+        );
+    }
+    if let Source::Imported(Err(why)) = world.source {
+        return refuse(Reason::SourceUnusable, why.clone());
+    }
+    let root = world.generations.iter().any(|one| one.state == CaState::Root);
+    let step = if is_split(world) && !root {
+        Step::Create { number: 0, state: CaState::Root, trigger: Trigger::First }
+    } else {
+        Step::Create { number: 1, state: CaState::Active, trigger: Trigger::First }
+    };
+    Decision { step: Some(step), ..refuse(Reason::KeyMissing, "the CA is being made".into()) }
+}
+
+fn is_split(world: &World<'_>) -> bool {
+    world.authority.spec.self_signed.as_ref().is_some_and(|spec| spec.intermediate.is_some())
+}
+
+fn last_active(authority: &ClientAuthority) -> Option<u32> {
+    let generations = &authority.status.as_ref()?.generations;
+    let active = generations.iter().filter(|one| one.state == CaState::Active);
+    active.filter_map(|one| u32::try_from(one.number).ok()).max()
+}
+
+struct Plan<'a> {
+    world: &'a World<'a>,
+    active: &'a Generation,
+    next: Option<Timestamp>,
+}
+
+impl Plan<'_> {
+    /// Not yet: look again then.
+    fn wait_until(&mut self, time: Timestamp) {
+        self.next = Some(self.next.map_or(time, |next| next.min(time)));
+    }
+
+    /// What was active before the active one retires, and what is compromised is treated as such.
+    fn after_takeover(&self) -> Option<Step> {
+        self.world.generations.iter().find_map(|one| {
+            let number = one.number;
+            let compromised = is_compromised(self.world, number);
+            let to = match one.state {
+                CaState::Active if number == self.active.number => return None,
+                CaState::Active | CaState::Retiring if compromised => CaState::Compromised,
+                CaState::Active => CaState::Retiring,
+                // It has signed nothing yet.
+                CaState::Prepared if compromised || number < self.active.number => CaState::Removed,
+                _ => return None,
+            };
+            Some(Step::Move { number, to })
+        })
+    }
+
+    /// The next one takes over when its trust is in force.
+    fn activate(&mut self, prepared: &Generation) -> Option<Step> {
+        let rotation = &self.world.authority.spec.rotation;
+        let usable = prepared.ca.as_ref().is_ok_and(|facts| facts.not_after > self.world.now);
+        if !usable {
+            return None;
+        }
+        let expired = self.active.ca.as_ref().is_ok_and(|facts| facts.not_after <= self.world.now);
+        let urgent = is_compromised(self.world, self.active.number);
+        let prepared_until = after(prepared.since, rotation.preparation);
+        let timeout = after(prepared.since, rotation.activation_timeout);
+        let in_force = self.world.waits_for.is_none();
+        let due = expired
+            || self.world.now >= timeout
+            || (in_force && (urgent || self.world.now >= prepared_until));
+        if due {
+            return Some(Step::Move { number: prepared.number, to: CaState::Active });
+        }
+        self.wait_until(timeout);
+        if in_force {
+            self.wait_until(prepared_until);
+        }
+        None
+    }
+
+    /// Is there a reason to make another one?
+    fn prepare(&mut self) -> Option<Step> {
+        let (world, active) = (self.world, self.active);
+        let facts = active.ca.as_ref().ok()?;
+        let create = |trigger| {
+            let numbers = world.generations.iter().map(|one| one.number);
+            let number = numbers.chain(world.known.iter().copied()).max().unwrap_or(0) + 1;
+            Some(Step::Create { number, state: CaState::Prepared, trigger })
+        };
+        match world.source {
+            Source::Imported(Err(_)) => return None,
+            Source::Imported(Ok(found)) if found.fingerprint != facts.fingerprint => {
+                if (&found.key_id, &found.subject_der) == (&facts.key_id, &facts.subject_der) {
+                    return Some(Step::Extend { number: active.number });
+                }
+                // One that had its time and was put back would be trusted again by mistake.
+                let had = world
+                    .generations
+                    .iter()
+                    .any(|one| one.ca.as_ref().is_ok_and(|known| known.key_id == found.key_id));
+                return if had { None } else { create(Trigger::Changed) };
+            }
+            Source::Imported(Ok(_)) => return None,
+            Source::SelfSigned(hash) => {
+                if active.source_hash.as_ref().is_some_and(|made_from| made_from != hash) {
+                    return create(Trigger::Changed);
+                }
+            }
+        }
+        if is_compromised(world, active.number) {
+            return create(Trigger::Compromised);
+        }
+        let newest = world.generations.iter().map(|one| one.created).max();
+        if requested_at(world.authority).is_some_and(|at| newest.is_none_or(|newest| at > newest)) {
+            return create(Trigger::Requested);
+        }
+        let due = renewal(world.authority, facts);
+        if due > world.now {
+            self.wait_until(due);
+            return None;
+        }
+        self.outlasts(facts).then(|| create(Trigger::Renewal)).flatten()
+    }
+
+    /// A CA below a root that ends with it is not worth making again and again.
+    fn outlasts(&self, facts: &CaFacts) -> bool {
+        let root = self.world.generations.iter().find(|one| one.state == CaState::Root);
+        let end = root.and_then(|root| root.ca.as_ref().ok()).map(|root| root.not_after);
+        end.is_none_or(|end| end.duration_since(facts.not_after) >= WORTH_MAKING)
+    }
+
+    /// The last certificate of a CA ends its service.
+    fn retire(&mut self) -> Option<Step> {
+        let grace = self.world.authority.spec.rotation.compromise_grace_period;
+        for one in self.world.generations {
+            let (number, removed) = (one.number, CaState::Removed);
+            match one.state {
+                CaState::Retiring if one.live == 0 => {
+                    let end = one.since.saturating_add(LINGER).unwrap_or(Timestamp::MAX);
+                    if self.world.now >= end {
+                        return Some(Step::Move { number, to: removed });
+                    }
+                    self.wait_until(end);
+                }
+                CaState::Compromised => {
+                    let end = after(one.since, grace);
+                    if self.world.now < end {
+                        self.wait_until(end);
+                    } else if one.live > 0 {
+                        return Some(Step::RevokeAll { number });
+                    } else {
+                        return Some(Step::Move { number, to: removed });
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn rotating(&self, prepared: Option<&Generation>) -> Wanted {
+        let yes = |reason, message| Wanted::yes(ROTATING, reason, message);
+        if let Some(prepared) = prepared {
+            let number = prepared.number;
+            return match (&prepared.ca, self.world.waits_for) {
+                (Err(why), _) => Wanted::no(
+                    ROTATING,
+                    Reason::KeyUnusable.as_str(),
+                    format!("generation {number} can't become Active: {why}"),
+                ),
+                (Ok(_), Some(waits_for)) => yes(
+                    "Preparing",
+                    format!(
+                        "generation {number} is trusted from now on; before it signs, {waits_for} must hold the new trust bundle"
+                    ),
+                ),
+                (Ok(_), None) => yes(
+                    "Preparing",
+                    format!("generation {number} is trusted everywhere and is about to sign"),
+                ),
+            };
+        }
+        if let Source::Imported(Err(why)) = self.world.source {
+            return Wanted::no(ROTATING, Reason::SourceUnusable.as_str(), why.clone());
+        }
+        let leaving = self
+            .world
+            .generations
+            .iter()
+            .find(|one| matches!(one.state, CaState::Retiring | CaState::Compromised));
+        match leaving {
+            Some(one) => yes(
+                one.state.as_str(),
+                format!(
+                    "generation {} signs; generation {} is trusted until its last certificate is replaced or has expired",
+                    self.active.number, one.number
+                ),
+            ),
+            None => {
+                Wanted::no(ROTATING, "Idle", format!("generation {} signs", self.active.number))
+            }
+        }
+    }
+}
+
+/// When the next CA is prepared: `renewBefore` before the active one expires.
+pub fn renewal(authority: &ClientAuthority, facts: &CaFacts) -> Timestamp {
+    let lifetime = facts.not_after.duration_since(facts.not_before);
+    let before = authority.spec.rotation.renew_before;
+    let before = before.map_or(lifetime / 3, |before| SignedDuration::from_secs(before.as_secs()));
+    // One that was cut to its root's lifetime may be shorter than renewBefore.
+    let before = if before < lifetime { before } else { lifetime / 3 };
+    facts.not_after.saturating_sub(before).unwrap_or(facts.not_after)
+}
+
+/// The time in the user's request for another CA.
+fn requested_at(authority: &ClientAuthority) -> Option<Timestamp> {
+    let annotations = authority.metadata.annotations.as_ref()?;
+    annotations.get(annotation::ROTATE_REQUESTED_AT)?.parse().ok()
+}
+
+fn after(time: Timestamp, duration: Duration) -> Timestamp {
+    time.saturating_add(SignedDuration::from_secs(duration.as_secs())).unwrap_or(Timestamp::MAX)
+}
+
+/// Hash of what a CA is made from. Only what differs from the defaults goes in, so that fields of later
+/// versions change no hash of today.
+pub fn source_hash(spec: &SelfSigned) -> String {
+    let mut text = format!("cn={};duration={}", spec.common_name, spec.duration.as_secs());
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text += &format!(";{name}={value}");
+        }
+    };
+    add("o", spec.organization.clone());
+    let default = Default::default();
+    add("key", (spec.private_key != default).then(|| json(&spec.private_key)));
+    add("path", (spec.path_length != 0).then(|| spec.path_length.to_string()));
+    add("names", spec.name_constraints.as_ref().map(json));
+    add("intermediate", spec.intermediate.as_ref().map(|ca| ca.duration.to_string()));
+    sha256_hex(text.as_bytes())[..32].to_owned()
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("strings and numbers have a JSON form")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::ClientAuthoritySpec;
+    use crate::pki::authority::tests::{instant, sample};
+
+    const NOW: &str = "2026-05-01T10:00:00Z";
+
+    fn spec() -> SelfSigned {
+        serde_json::from_str(r#"{"commonName": "CA", "duration": "87600h"}"#).unwrap()
+    }
+
+    fn authority() -> ClientAuthority {
+        ClientAuthority::new(
+            "clients",
+            ClientAuthoritySpec {
+                self_signed: Some(spec()),
+                secret_ref: None,
+                rotation: Default::default(),
+                compromised_generations: vec![],
+                crl: Default::default(),
+            },
+        )
+    }
+
+    fn generation(number: u32, state: CaState) -> Generation {
+        Generation {
+            number,
+            state,
+            since: instant("2026-05-01T09:00:00Z"),
+            created: instant("2026-05-01T09:00:00Z"),
+            source_hash: Some(source_hash(&spec())),
+            ca: Ok(sample().facts().clone()),
+            live: 3,
+        }
+    }
+
+    /// A world in which nothing is to be done, for a table to change.
+    struct Case {
+        authority: ClientAuthority,
+        generations: Vec<Generation>,
+        known: BTreeSet<u32>,
+        source: Source,
+        waits_for: Option<&'static str>,
+        now: Timestamp,
+    }
+
+    impl Case {
+        fn new(generations: &[(u32, CaState)]) -> Self {
+            Self {
+                authority: authority(),
+                generations: generations.iter().map(|(n, state)| generation(*n, *state)).collect(),
+                known: BTreeSet::new(),
+                source: Source::SelfSigned(source_hash(&spec())),
+                waits_for: None,
+                now: instant(NOW),
+            }
+        }
+
+        fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+            change(&mut self);
+            self
+        }
+
+        fn decide(&self) -> Decision {
+            decide(&World {
+                authority: &self.authority,
+                generations: &self.generations,
+                known: &self.known,
+                source: &self.source,
+                waits_for: self.waits_for,
+                now: self.now,
+            })
+        }
+
+        fn step(&self) -> Option<Step> {
+            self.decide().step
+        }
+
+        fn reason(&self) -> &'static str {
+            self.decide().active.map_or_else(|refusal| refusal.reason, |_| "Ready")
+        }
+    }
+
+    use CaState::{Active, Compromised, Prepared, Removed, Retiring, Root};
+
+    fn create(number: u32, state: CaState, trigger: Trigger) -> Option<Step> {
+        Some(Step::Create { number, state, trigger })
+    }
+
+    fn to(number: u32, to: CaState) -> Option<Step> {
+        Some(Step::Move { number, to })
+    }
+
+    #[test]
+    fn the_first_ca_is_made_once_and_never_replaced_unasked() {
+        assert_eq!(Case::new(&[]).step(), create(1, Active, Trigger::First));
+        let split = |case: &mut Case| {
+            let spec = case.authority.spec.self_signed.as_mut().unwrap();
+            spec.intermediate = Some(serde_json::from_str("{}").unwrap());
+        };
+        assert_eq!(Case::new(&[]).with(split).step(), create(0, Root, Trigger::First));
+        let rooted = Case::new(&[(0, Root)]).with(split);
+        assert_eq!(rooted.step(), create(1, Active, Trigger::First));
+
+        let lost = Case::new(&[]).with(|case| case.known = [1].into());
+        assert_eq!((lost.step(), lost.reason()), (None, "KeyMissing"));
+        let lost = Case::new(&[(1, Retiring)]);
+        assert_eq!((lost.step(), lost.reason()), (None, "KeyMissing"));
+        let unusable = Source::Imported(Err("spec.secretRef.name: no".into()));
+        let unusable = Case::new(&[]).with(|case| case.source = unusable);
+        assert_eq!((unusable.step(), unusable.reason()), (None, "SourceUnusable"));
+    }
+
+    #[test]
+    fn a_steady_authority_needs_no_step() {
+        let steady = Case::new(&[(0, Root), (1, Removed), (2, Active)]);
+        assert_eq!((steady.step(), steady.reason()), (None, "Ready"));
+        let decision = Case::new(&[(1, Active)]).decide();
+        assert_eq!(decision.rotating.reason, "Idle");
+        let facts = sample().facts().clone();
+        assert_eq!(decision.next, Some(renewal(&authority(), &facts)));
+    }
+
+    #[test]
+    fn another_ca_is_prepared_for_each_reason() {
+        let case = || Case::new(&[(1, Removed), (2, Active)]);
+        let late = case().with(|case| case.now = instant("2034-01-01T00:00:00Z"));
+        assert_eq!(late.step(), create(3, Prepared, Trigger::Renewal));
+        let changed = case().with(|case| case.source = Source::SelfSigned("other".into()));
+        assert_eq!(changed.step(), create(3, Prepared, Trigger::Changed));
+        let compromised = case().with(|case| case.authority.spec.compromised_generations = vec![2]);
+        assert_eq!(compromised.step(), create(3, Prepared, Trigger::Compromised));
+        let known = case().with(|case| {
+            case.known = [7].into();
+            case.authority.spec.compromised_generations = vec![2];
+        });
+        assert_eq!(known.step(), create(8, Prepared, Trigger::Compromised), "numbers never repeat");
+        for (at, step) in [
+            ("2026-05-01T09:30:00Z", create(3, Prepared, Trigger::Requested)),
+            ("2026-05-01T08:30:00Z", None),
+            ("soon", None),
+        ] {
+            let request = (annotation::ROTATE_REQUESTED_AT.to_owned(), at.to_owned());
+            let requested =
+                case().with(|case| case.authority.metadata.annotations = Some([request].into()));
+            assert_eq!(requested.step(), step, "{at}");
+        }
+    }
+
+    #[test]
+    fn an_imported_ca_is_copied_extended_or_left() {
+        let active = generation(1, Active);
+        let of = |facts: CaFacts| {
+            let mut case = Case::new(&[]);
+            case.generations = vec![active.clone()];
+            case.source = Source::Imported(Ok(facts));
+            case
+        };
+        let same = active.ca.clone().unwrap();
+        assert_eq!(of(same.clone()).step(), None);
+        let extended = CaFacts { fingerprint: "other".into(), ..same };
+        assert_eq!(of(extended).step(), Some(Step::Extend { number: 1 }));
+        let other = sample().facts().clone();
+        assert_eq!(of(other.clone()).step(), create(2, Prepared, Trigger::Changed));
+        let mut back = of(other.clone());
+        back.generations.push(Generation { ca: Ok(other), ..generation(2, Removed) });
+        assert_eq!(back.step(), None, "one that had its time is not trusted again");
+    }
+
+    #[test]
+    fn the_next_ca_signs_only_when_its_trust_is_in_force_or_the_wait_is_over() {
+        let case = || Case::new(&[(1, Active), (2, Prepared)]);
+        let prepared_at = |case: &mut Case, at: &str| case.generations[1].since = instant(at);
+        assert_eq!(case().step(), to(2, Active));
+        let waits = case().with(|case| case.waits_for = Some("ClientTrust team/shop"));
+        assert_eq!(waits.step(), None);
+        assert!(waits.decide().rotating.message.contains("ClientTrust team/shop"));
+        let fresh = case().with(|case| prepared_at(case, "2026-05-01T09:56:00Z"));
+        assert_eq!(fresh.step(), None, "not before its preparation is over");
+        assert_eq!(fresh.decide().next, Some(instant("2026-05-01T10:01:00Z")));
+        let urgent = case().with(|case| {
+            prepared_at(case, "2026-05-01T09:56:00Z");
+            case.authority.spec.compromised_generations = vec![1];
+        });
+        assert_eq!(urgent.step(), to(2, Active));
+        let over = case().with(|case| {
+            case.waits_for = Some("ClientTrust team/shop");
+            prepared_at(case, "2026-04-30T09:59:00Z");
+        });
+        assert_eq!(over.step(), to(2, Active));
+        let broken = case().with(|case| case.generations[1].ca = Err("no key".into()));
+        assert_eq!((broken.step(), broken.reason()), (None, "Ready"));
+    }
+
+    #[test]
+    fn what_was_active_retires_and_is_removed_after_its_last_certificate() {
+        assert_eq!(Case::new(&[(1, Active), (2, Active)]).step(), to(1, Retiring));
+        let case = || Case::new(&[(1, Retiring), (2, Active)]);
+        assert_eq!(case().step(), None);
+        let empty = case().with(|case| case.generations[0].live = 0);
+        assert_eq!(empty.step(), to(1, Removed));
+        let just_now = case().with(|case| {
+            case.generations[0].live = 0;
+            case.generations[0].since = instant("2026-05-01T09:59:30Z");
+        });
+        assert_eq!(just_now.step(), None, "an issuance by it may be under way");
+        assert_eq!(Case::new(&[(1, Prepared), (2, Active)]).step(), to(1, Removed));
+    }
+
+    #[test]
+    fn a_compromised_ca_loses_its_certificates_after_the_grace_period() {
+        let listed = |case: &mut Case| case.authority.spec.compromised_generations = vec![1];
+        let taken_over = Case::new(&[(1, Active), (2, Active)]).with(listed);
+        assert_eq!(taken_over.step(), to(1, Compromised));
+        assert_eq!(
+            Case::new(&[(1, Retiring), (2, Active)]).with(listed).step(),
+            to(1, Compromised)
+        );
+        let case = || Case::new(&[(1, Compromised), (2, Active)]).with(listed);
+        assert_eq!(case().step(), Some(Step::RevokeAll { number: 1 }));
+        let grace = case().with(|case| case.generations[0].since = instant("2026-05-01T09:55:00Z"));
+        assert_eq!(grace.step(), None);
+        assert_eq!(grace.decide().next, Some(instant("2026-05-01T10:05:00Z")));
+        let revoked = case().with(|case| case.generations[0].live = 0);
+        assert_eq!(revoked.step(), to(1, Removed));
+    }
+
+    #[test]
+    fn a_ca_that_ends_with_its_root_is_not_made_again_and_again() {
+        let case = Case::new(&[(0, Root), (1, Active)])
+            .with(|case| case.now = instant("2034-01-01T00:00:00Z"));
+        assert_eq!(case.step(), None);
+    }
+
+    #[test]
+    fn every_step_leads_to_a_world_without_it() {
+        // The steps of a whole rotation, one after the other, each carried out as the controller does.
+        let mut case = Case::new(&[]);
+        let mut steps = 0;
+        for hour in 0..100_000 {
+            case.now = instant(NOW) + SignedDuration::from_hours(hour);
+            for one in &mut case.generations {
+                one.live = usize::from(
+                    one.state == Active || case.now < one.since + SignedDuration::from_hours(5),
+                );
+            }
+            let active = case.generations.iter().filter(|one| one.state == Active).count();
+            assert!(active <= 2);
+            let Some(step) = case.step() else { continue };
+            steps += 1;
+            match step {
+                Step::Create { number, state, .. } => {
+                    let mut facts = sample().facts().clone();
+                    facts.not_before = case.now;
+                    facts.not_after = case.now + SignedDuration::from_hours(24 * 90);
+                    let (since, created) = (case.now, case.now);
+                    case.generations.push(Generation {
+                        since,
+                        created,
+                        ca: Ok(facts),
+                        ..generation(number, state)
+                    });
+                }
+                Step::Move { number, to } => {
+                    let one = case.generations.iter_mut().find(|one| one.number == number).unwrap();
+                    assert_ne!(one.state, to);
+                    (one.state, one.since) = (to, case.now);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // About eleven years with a CA of 90 days, each replaced after 60: four steps for each.
+        assert!((260..290).contains(&steps), "{steps}");
+    }
+}
