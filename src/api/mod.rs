@@ -73,8 +73,8 @@ pub mod annotation {
     pub const STATE_SINCE: &str = "countersign.dev/state-since";
     /// Hash of what a CA was made from.
     pub const SOURCE_HASH: &str = "countersign.dev/source-hash";
-    /// On a `ClientAuthority`, by its user: another CA shall take over, RFC 3339. Counts once, when it is
-    /// later than the making of the newest CA.
+    /// On a `ClientAuthority`, by its user: another CA shall take over; the time, RFC 3339. Each value
+    /// counts once.
     pub const ROTATE_REQUESTED_AT: &str = "countersign.dev/rotate-requested-at";
     /// The CRL number of a published CRL.
     pub const CRL_NUMBER: &str = "countersign.dev/crl-number";

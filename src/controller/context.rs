@@ -107,8 +107,8 @@ pub struct Ca {
     pub state: CaState,
     /// Since when.
     pub since: Timestamp,
-    /// When its Secret was made.
-    pub created: Timestamp,
+    /// The user's request that stood on the authority when it was made.
+    pub requested: Option<String>,
     /// Hash of what it was made from.
     pub source_hash: Option<String>,
     /// The CA, or why it can't be used.

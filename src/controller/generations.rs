@@ -29,7 +29,7 @@ use crate::plan::authority::{
     text_of,
 };
 use crate::plan::ledger::{CaKey, Record, Revoked};
-use crate::plan::rotation::{Generation, Source, Step, source_hash};
+use crate::plan::rotation::{Generation, Source, Step, request, source_hash};
 
 /// Data planes and clients load a new bundle within this time of holding it.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -77,13 +77,12 @@ fn read(secret: &Secret) -> Option<Ca> {
         return None;
     }
     let kept = read_secret(secret);
-    let created = secret.metadata.creation_timestamp.as_ref().map(|time| time.0);
     Some(Ca {
         key,
         state: kept.state,
         since: kept.since,
-        created: created.unwrap_or(kept.since),
         source_hash: kept.source_hash,
+        requested: kept.requested,
         authority: kept.ca.map(Arc::new).map_err(|error| error.to_string()),
         secret_version: secret.resource_version().unwrap_or_default(),
     })
@@ -95,8 +94,8 @@ pub(super) fn view(context: &Context, cas: &[Ca], now: Timestamp) -> Vec<Generat
         number: ca.key.generation,
         state: ca.state,
         since: ca.since,
-        created: ca.created,
         source_hash: ca.source_hash.clone(),
+        requested: ca.requested.clone(),
         ca: ca.authority.as_ref().map(|ca| ca.facts().clone()).map_err(Clone::clone),
         live: context.ledger.read(&ca.key, |ledger| ledger.live(now).count()),
     };
@@ -218,6 +217,10 @@ pub(super) async fn carry_out(
                 (None, None) => return Ok(()),
             };
             secret.metadata.namespace = Some(context.namespace.clone());
+            if let Some(request) = request(authority) {
+                let annotations = secret.metadata.annotations.get_or_insert_default();
+                annotations.insert(annotation::ROTATE_REQUESTED_AT.to_owned(), request.to_owned());
+            }
             // Creation fails when another replica was faster: then its CA is read, and ours forgotten.
             write(&context.client, &secret).await?;
             info!(generation = number, ?trigger, state = state.as_str(), "made a CA");

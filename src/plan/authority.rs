@@ -106,6 +106,8 @@ pub struct Kept {
     pub since: Timestamp,
     /// Hash of what it was made from.
     pub source_hash: Option<String>,
+    /// The user's request that stood on the authority when it was made.
+    pub requested: Option<String>,
     /// Its chain, or why it can't be used.
     pub ca: Result<CertificateAuthority, AuthorityError>,
 }
@@ -162,6 +164,7 @@ pub fn read_secret(secret: &Secret) -> Kept {
         state,
         since: since.or(created).unwrap_or(Timestamp::UNIX_EPOCH),
         source_hash: note(annotation::SOURCE_HASH).cloned(),
+        requested: note(annotation::ROTATE_REQUESTED_AT).cloned(),
         ca: read_ca(secret, state),
     }
 }

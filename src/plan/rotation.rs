@@ -34,8 +34,8 @@ pub struct Generation {
     pub state: CaState,
     /// Since when.
     pub since: Timestamp,
-    /// When its Secret was made.
-    pub created: Timestamp,
+    /// The user's request that stood on the authority when it was made.
+    pub requested: Option<String>,
     /// Hash of what it was made from; absent in Secrets of before there were hashes.
     pub source_hash: Option<String>,
     /// What its certificate says, or why it can't be used.
@@ -306,8 +306,10 @@ impl Plan<'_> {
         if is_compromised(world, active.number) {
             return create(Trigger::Compromised);
         }
-        let newest = world.generations.iter().map(|one| one.created).max();
-        if requested_at(world.authority).is_some_and(|at| newest.is_none_or(|newest| at > newest)) {
+        // Each request counts once: the CA that came of it carries it.
+        if let Some(request) = request(world.authority)
+            && world.generations.iter().all(|one| one.requested.as_deref() != Some(request))
+        {
             return create(Trigger::Requested);
         }
         let due = renewal(world.authority, facts);
@@ -409,10 +411,10 @@ pub fn renewal(authority: &ClientAuthority, facts: &CaFacts) -> Timestamp {
     facts.not_after.saturating_sub(before).unwrap_or(facts.not_after)
 }
 
-/// The time in the user's request for another CA.
-fn requested_at(authority: &ClientAuthority) -> Option<Timestamp> {
+/// The user's request for another CA.
+pub fn request(authority: &ClientAuthority) -> Option<&str> {
     let annotations = authority.metadata.annotations.as_ref()?;
-    annotations.get(annotation::ROTATE_REQUESTED_AT)?.parse().ok()
+    annotations.get(annotation::ROTATE_REQUESTED_AT).map(String::as_str)
 }
 
 fn after(time: Timestamp, duration: Duration) -> Timestamp {
@@ -471,7 +473,7 @@ mod tests {
             number,
             state,
             since: instant("2026-05-01T09:00:00Z"),
-            created: instant("2026-05-01T09:00:00Z"),
+            requested: None,
             source_hash: Some(source_hash(&spec())),
             ca: Ok(sample().facts().clone()),
             live: 3,
@@ -579,16 +581,13 @@ mod tests {
             case.authority.spec.compromised_generations = vec![2];
         });
         assert_eq!(known.step(), create(8, Prepared, Trigger::Compromised), "numbers never repeat");
-        for (at, step) in [
-            ("2026-05-01T09:30:00Z", create(3, Prepared, Trigger::Requested)),
-            ("2026-05-01T08:30:00Z", None),
-            ("soon", None),
-        ] {
-            let request = (annotation::ROTATE_REQUESTED_AT.to_owned(), at.to_owned());
-            let requested =
-                case().with(|case| case.authority.metadata.annotations = Some([request].into()));
-            assert_eq!(requested.step(), step, "{at}");
-        }
+        let at = "2026-05-01T09:30:00Z";
+        let request = (annotation::ROTATE_REQUESTED_AT.to_owned(), at.to_owned());
+        let requested =
+            case().with(|case| case.authority.metadata.annotations = Some([request].into()));
+        assert_eq!(requested.step(), create(3, Prepared, Trigger::Requested));
+        let served = requested.with(|case| case.generations[1].requested = Some(at.to_owned()));
+        assert_eq!(served.step(), None, "a request counts once");
     }
 
     #[test]
@@ -697,10 +696,8 @@ mod tests {
                     let mut facts = sample().facts().clone();
                     facts.not_before = case.now;
                     facts.not_after = case.now + SignedDuration::from_hours(24 * 90);
-                    let (since, created) = (case.now, case.now);
                     case.generations.push(Generation {
-                        since,
-                        created,
+                        since: case.now,
                         ca: Ok(facts),
                         ..generation(number, state)
                     });

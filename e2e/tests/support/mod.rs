@@ -6,6 +6,7 @@
 pub mod control_plane;
 pub mod operator;
 pub mod servers;
+pub mod traffic;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
