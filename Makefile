@@ -14,7 +14,7 @@ test: ## every test, in a kind cluster too; KEEP=1 leaves it up
 lint: ## formatting, clippy, the chart, licences (with cargo-deny), shell scripts (with shellcheck)
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test contract --test integration --test authorities --test cluster -- -D warnings
+	cargo clippy --locked $$(sed -n 's|^path = "e2e/tests/\(.*\)\.rs"|--test \1|p' Cargo.toml) -- -D warnings
 	"$$(e2e/kind/cluster tools helm)/helm" lint --strict charts/countersign
 	! command -v cargo-deny >/dev/null || cargo deny --locked check bans licenses sources
 	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/traefik/install e2e/kind/cluster e2e/kind/test

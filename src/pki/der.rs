@@ -67,6 +67,16 @@ pub(super) fn read(value: &[u8], tag: u8) -> Option<&[u8]> {
     (whole.len() == value.len() && value[0] == tag).then_some(content)
 }
 
+/// The values that a value of this tag consists of, exactly so many, each with its header.
+pub(super) fn parts<const N: usize>(value: &[u8], tag: u8) -> Option<[&[u8]; N]> {
+    let mut values = Values(read(value, tag)?);
+    let mut parts = [&[][..]; N];
+    for part in &mut parts {
+        *part = values.next()?;
+    }
+    values.0.is_empty().then_some(parts)
+}
+
 /// The values that follow each other, each with its header. Ends where none can be read.
 pub(super) struct Values<'a>(pub(super) &'a [u8]);
 
@@ -80,14 +90,18 @@ impl<'a> Iterator for Values<'a> {
     }
 }
 
-/// The first value: with its header, and its content alone. Tags have one octet here.
+/// The first value: with its header, and its content alone. Tags have one octet here, and lengths
+/// their shortest form (X.690 section 10.1).
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&first, rest) = bytes.get(1..)?.split_first()?;
+    if bytes[0] & 0x1f == 0x1f {
+        return None;
+    }
     let (length, rest) = if first < 0x80 {
         (usize::from(first), rest)
     } else {
         let (octets, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-        if octets.is_empty() || octets.len() > 4 {
+        if octets.len() > 4 || matches!(octets, [] | [0, ..] | [..=0x7f]) {
             return None;
         }
         (octets.iter().fold(0, |length, octet| length << 8 | usize::from(*octet)), rest)
@@ -125,6 +139,34 @@ mod tests {
         for end in 0..long.len() {
             assert_eq!(Values(&long[..end]).next(), None);
         }
+    }
+
+    #[test]
+    fn what_is_not_der_is_not_read() {
+        for bytes in [
+            &[][..],
+            &[0x30],
+            &[0x30, 1],
+            // Indefinite, longer than need be, leading zero, longer than what is there.
+            &[0x30, 0x80, 0, 0],
+            &[0x04, 0x81, 1, 7],
+            &[0x04, 0x82, 0, 0x80],
+            &[0x04, 0x84, 0xff, 0xff, 0xff, 0xff],
+            &[0x04, 0x85, 1, 0, 0, 0, 0],
+            // A tag of two octets.
+            &[0x3f, 0x01, 0x00],
+        ] {
+            assert_eq!(Values(bytes).next(), None, "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn parts_are_all_of_them() {
+        let three = tlv(SEQUENCE, &[2, 1, 7, 4, 0, 5, 0]);
+        assert_eq!(parts(&three, SEQUENCE), Some([&[2, 1, 7][..], &[4, 0], &[5, 0]]));
+        assert_eq!(parts::<2>(&three, SEQUENCE), None);
+        assert_eq!(parts::<4>(&three, SEQUENCE), None);
+        assert_eq!(parts::<2>(&tlv(SEQUENCE, &[2, 1, 7, 4]), SEQUENCE), None);
     }
 
     #[test]

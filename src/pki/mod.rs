@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod crl;
+pub mod csr;
 mod der;
 pub mod encode;
 pub mod inspect;

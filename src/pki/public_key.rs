@@ -1,9 +1,13 @@
 //! Public keys: the types that are signed for, how they are told apart, and what they have signed.
 
-use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use aws_lc_rs::signature::{
+    self, RsaParameters, RsaPssSaltLength, RsaPublicKeyComponents, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
 use x509_parser::der_parser::asn1_rs::BitString;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
+use x509_parser::signature_algorithm::RsaSsaPssParams;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use super::der::{self, OID, SEQUENCE};
@@ -96,10 +100,6 @@ impl KeyType {
                 let Ok(PublicKey::RSA(key)) = spki.parsed() else {
                     return Err(UnsupportedKey::Unreadable);
                 };
-                let significant = |bytes: &[u8]| {
-                    let skip = bytes.iter().take_while(|byte| **byte == 0).count();
-                    bytes[skip..].to_vec()
-                };
                 let exponent = significant(key.exponent);
                 let odd = exponent.last().is_some_and(|byte| byte & 1 == 1);
                 if !odd || !(3..=32).contains(&exponent.len()) {
@@ -187,13 +187,11 @@ pub(super) fn verify_signature(
     const RSASSA_PSS: &str = "1.2.840.113549.1.1.10";
     let key_type = KeyType::of(public_key.raw).map_err(|_| SignatureError::Algorithm)?;
     let oid = algorithm.algorithm.to_id_string();
-    if oid == RSASSA_PSS {
-        // Its parameters name the hash.
-        return x509_parser::verify::verify_signature(public_key, algorithm, value, message)
-            .map_err(|error| match error {
-                x509_parser::error::X509Error::SignatureVerificationError => SignatureError::Wrong,
-                _ => SignatureError::Algorithm,
-            });
+    if let (RSASSA_PSS, Ok(PublicKey::RSA(key))) = (oid.as_str(), public_key.parsed()) {
+        let key =
+            RsaPublicKeyComponents { n: significant(key.modulus), e: significant(key.exponent) };
+        let parameters = pss(algorithm).ok_or(SignatureError::Algorithm)?;
+        return key.verify(&parameters, message, &value.data).map_err(|_| SignatureError::Wrong);
     }
     use KeyType::{EcdsaP256, EcdsaP384, EcdsaP521, Ed25519, Rsa2048, Rsa3072, Rsa4096};
     let verification: &dyn VerificationAlgorithm = match (key_type, oid.as_str()) {
@@ -221,4 +219,31 @@ pub(super) fn verify_signature(
     UnparsedPublicKey::new(verification, &public_key.subject_public_key.data)
         .verify(message, &value.data)
         .map_err(|_| SignatureError::Wrong)
+}
+
+/// The octets of a positive INTEGER without the zero that keeps it positive.
+fn significant(bytes: &[u8]) -> &[u8] {
+    let skip = bytes.iter().take_while(|byte| **byte == 0).count();
+    &bytes[skip..]
+}
+
+/// RSASSA-PSS-params (RFC 4055 section 3.1): a hash, the same one for MGF1, and a salt of any length,
+/// which OpenSSL makes as long as fits.
+fn pss(algorithm: &AlgorithmIdentifier<'_>) -> Option<RsaParameters> {
+    const MGF1: &str = "1.2.840.113549.1.1.8";
+    let parameters = RsaSsaPssParams::try_from(algorithm.parameters.as_ref()?).ok()?;
+    let mask = parameters.mask_gen_algorithm().ok()?;
+    let hash = parameters.hash_algorithm_oid();
+    let same = mask.mgf.to_id_string() == MGF1 && mask.hash == *hash;
+    if !same || parameters.trailer_field() != 1 {
+        return None;
+    }
+    let verification = match hash.to_id_string().as_str() {
+        "2.16.840.1.101.3.4.2.1" => signature::RSA_PSS_2048_8192_SHA256,
+        "2.16.840.1.101.3.4.2.2" => signature::RSA_PSS_2048_8192_SHA384,
+        "2.16.840.1.101.3.4.2.3" => signature::RSA_PSS_2048_8192_SHA512,
+        _ => return None,
+    };
+    let salt = u16::try_from(parameters.salt_length()).ok()?;
+    Some(verification.with_pss_salt_length(RsaPssSaltLength::Custom(salt)))
 }
