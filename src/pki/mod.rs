@@ -9,10 +9,12 @@ pub mod encode;
 pub mod inspect;
 pub mod issue;
 pub mod key;
+pub mod lint;
 pub mod name;
 pub mod profile;
 pub mod public_key;
 pub mod serial;
+pub mod syntax;
 pub mod verify;
 
 pub use authority::CertificateAuthority;
