@@ -80,7 +80,8 @@ impl PrivateKey {
             KeyType::Rsa4096 => rsa(RsaKeySize::_4096),
             other => KeyPair::generate_for(other.signature_algorithm()),
         };
-        Self { pair: pair.expect("aws-lc-rs generates keys of each type"), key_type }
+        let pair = Self { pair: pair.expect("aws-lc-rs generates keys of each type"), key_type };
+        Self::from_pkcs8_der(pair.pkcs8_der()).expect("what was generated can be read")
     }
 
     /// Reads a PEM block: PKCS #8, PKCS #1 or SEC 1.
@@ -102,6 +103,7 @@ impl PrivateKey {
 
     /// Reads PKCS #8, DER.
     pub fn from_pkcs8_der(content: &[u8]) -> Result<Self, InvalidKey> {
+        let content = version_1(content).ok_or(InvalidKey)?;
         let algorithms = [
             KeyType::EcdsaP256,
             KeyType::EcdsaP384,
@@ -109,7 +111,7 @@ impl PrivateKey {
             KeyType::Ed25519,
             KeyType::Rsa2048,
         ];
-        let content = PrivatePkcs8KeyDer::from(content);
+        let content = PrivatePkcs8KeyDer::from(&content[..]);
         let pair = algorithms
             .iter()
             .find_map(|candidate| {
@@ -231,6 +233,14 @@ impl<'a> Sec1<'a> {
         content.extend_from_slice(self.public_key.unwrap_or_default());
         Zeroizing::new(der::tlv(SEQUENCE, &content))
     }
+}
+
+/// A PrivateKeyInfo without the public key that version 2 adds (RFC 5958 section 2): aws-lc-rs writes
+/// it for Ed25519, and OpenSSL 3.0 can't read it.
+fn version_1(content: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut info = Values(der::read(content, SEQUENCE)?);
+    let (_version, algorithm, key) = (info.next()?, info.next()?, info.next()?);
+    Some(pkcs8(algorithm, der::read(key, OCTET_STRING)?))
 }
 
 /// PrivateKeyInfo of an algorithm and a key (RFC 5958 section 2).
