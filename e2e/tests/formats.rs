@@ -5,12 +5,23 @@
 
 mod support;
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
-use countersign::pki::KeyType;
+use countersign::pki::authority::{CaParams, NameConstraints};
 use countersign::pki::csr::{self, CsrError};
+use countersign::pki::issue::{IssueRequest, issue};
+use countersign::pki::key::Encoding;
+use countersign::pki::keystore::{
+    KeyEntry, Profile, Protection, Salt, combined_pem, keystore, truststore,
+};
+use countersign::pki::name::{Attribute, Name};
+use countersign::pki::profile::Usage;
 use countersign::pki::public_key::UnsupportedKey;
+use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, profile};
+use rustls_pki_types::CertificateDer;
 use support::program;
 use tempfile::TempDir;
 
@@ -39,7 +50,7 @@ fn request(key: &[&str], more: &[&str]) -> String {
     openssl(path, &[&["genpkey", "-out", "key.pem"], key].concat());
     let command = ["req", "-new", "-key", "key.pem", "-subj", "/CN=laptop-7", "-out", "csr.pem"];
     openssl(path, &[&command, more].concat());
-    std::fs::read_to_string(path.join("csr.pem")).expect("a CSR")
+    fs::read_to_string(path.join("csr.pem")).expect("a CSR")
 }
 
 const P256: &[&str] = &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -128,4 +139,172 @@ fn requests_that_are_no_good_are_refused_by_name() {
     let names: Vec<String> = (0..2000).map(|i| format!("DNS:client-{i}.example.com")).collect();
     let huge = request(P256, &["-addext", &format!("subjectAltName={}", names.join(","))]);
     assert_eq!(csr::read(&huge), Err(CsrError::TooLarge(huge.len())));
+}
+
+#[test]
+fn keys_of_each_type_and_encoding_are_read_by_openssl() {
+    let folder = folder();
+    for key_type in KeyType::ALL {
+        let key = PrivateKey::generate(key_type);
+        for encoding in [Encoding::Pkcs8, Encoding::Traditional] {
+            fs::write(folder.path().join("tls.key"), key.to_pem(encoding).as_bytes())
+                .expect("written");
+            let text = openssl(folder.path(), &["pkey", "-in", "tls.key", "-pubout"]);
+            let public = pem::parse(text).expect("PEM").into_contents();
+            assert_eq!(public, key.public_key_der(), "{key_type:?} {encoding:?}");
+        }
+    }
+}
+
+/// A key, its certificate, and that of the CA.
+fn identity(key_type: KeyType) -> (PrivateKey, Vec<CertificateDer<'static>>) {
+    let time = |text: &str| text.parse().expect("a time");
+    let name = |text: &str| Name(vec![(Attribute::CommonName, text.into())]);
+    let ca = CaParams {
+        subject: &name("Formats CA"),
+        serial: Serial::random(),
+        not_before: time("2026-01-01T00:00:00Z"),
+        not_after: time("2046-01-01T00:00:00Z"),
+        path_length: 0,
+        name_constraints: &NameConstraints::default(),
+        crl_url: None,
+    };
+    let signer = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+    let authority = CertificateAuthority::self_signed(&ca, signer).expect("a CA");
+    let key = PrivateKey::generate(key_type);
+    let request = IssueRequest {
+        profile: &profile::Profile {
+            subject: name("Zoë"),
+            alternative_names: vec![],
+            usages: vec![Usage::ClientAuth],
+        },
+        public_key_der: &key.public_key_der(),
+        serial: Serial::random(),
+        not_before: ca.not_before,
+        not_after: ca.not_after,
+        crl_url: None,
+    };
+    let leaf = issue(&authority, &request).expect("a certificate").der;
+    (key, vec![leaf, authority.certificate().clone()])
+}
+
+const PASSWORD: &str = "correct horse";
+const PASSIN: &str = "pass:correct horse";
+
+/// Each profile with the options that OpenSSL 3 needs for it, and what it says about it.
+const PROFILES: [(Profile, &[&str], [&str; 2]); 2] = [
+    (
+        Profile::Modern,
+        &[],
+        [
+            "MAC: sha256, Iteration 10000",
+            "PBES2, PBKDF2, AES-256-CBC, Iteration 10000, PRF hmacWithSHA256",
+        ],
+    ),
+    (
+        Profile::Legacy,
+        &["-legacy"],
+        ["MAC: sha1, Iteration 2048", "pbeWithSHA1And3-KeyTripleDES-CBC, Iteration 2048"],
+    ),
+];
+
+#[test]
+fn keystores_are_opened_by_openssl_and_java() {
+    for (profile, options, facts) in PROFILES {
+        for key_type in [KeyType::EcdsaP256, KeyType::Ed25519, KeyType::Rsa2048] {
+            let (key, chain) = identity(key_type);
+            let folder = folder();
+            let path = folder.path();
+            let protection = Protection::new(PASSWORD, profile).expect("a password");
+            let entry =
+                KeyEntry { key_pkcs8_der: key.pkcs8_der(), chain: &chain, alias: "laptop-7" };
+            let store = keystore(&entry, &protection, Salt::random()).expect("a keystore");
+            fs::write(path.join("keystore.p12"), store).expect("written");
+
+            let read = ["pkcs12", "-in", "keystore.p12", "-info", "-nodes", "-passin"];
+            let text = openssl(path, &[&read[..], &[PASSIN], options].concat());
+            for words in [&facts[..], &["friendlyName: laptop-7", "Shrouded Keybag"]].concat() {
+                assert!(text.contains(words), "{words:?} is not in\n{text}");
+            }
+            let text =
+                openssl(path, &[&read[..5], &["-passin", PASSIN, "-nocerts"], options].concat());
+            let start = text.find("-----BEGIN").unwrap_or_else(|| panic!("no key in {text}"));
+            let found = PrivateKey::from_pem(text[start..].trim_end()).expect("a key");
+            assert_eq!(found.public_key_der(), key.public_key_der());
+            let certificates =
+                openssl(path, &[&read[..5], &["-passin", PASSIN, "-nokeys"], options].concat());
+            let blocks = pem::parse_many(&certificates).expect("PEM");
+            let found: Vec<&[u8]> = blocks.iter().map(|block| block.contents()).collect();
+            assert_eq!(found, chain.iter().map(|der| &der[..]).collect::<Vec<_>>());
+            let (good, text) =
+                ask(path, "openssl", &[&read[..], &["pass:wrong"], options].concat());
+            assert!(!good && text.contains("Mac verify error"), "{text}");
+
+            let list = ["-list", "-v", "-keystore", "keystore.p12", "-storepass"];
+            let (good, text) = ask(path, "keytool", &[&list[..], &[PASSWORD]].concat());
+            assert!(good, "{text}");
+            for words in [
+                "Your keystore contains 1 entry",
+                "Alias name: laptop-7",
+                "Entry type: PrivateKeyEntry",
+                "Certificate chain length: 2",
+                "Owner: CN=Formats CA",
+            ] {
+                assert!(text.contains(words), "{words:?} is not in\n{text}");
+            }
+            let (good, text) = ask(path, "keytool", &[&list[..], &["wrong password"]].concat());
+            assert!(!good && text.contains("password was incorrect"), "{text}");
+            // A list does not need the key; a copy does.
+            let copy =
+                ["-importkeystore", "-srckeystore", "keystore.p12", "-srcstorepass", PASSWORD];
+            let to = ["-destkeystore", "copy.p12", "-deststorepass", PASSWORD];
+            let (good, text) = ask(path, "keytool", &[&copy[..], &to].concat());
+            assert!(good && text.contains("1 entries successfully imported"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn truststores_are_opened_by_openssl_and_java() {
+    let bundle: Vec<CertificateDer<'static>> =
+        (0..2).map(|_| identity(KeyType::EcdsaP256).1.remove(1)).collect();
+    for (profile, options, facts) in PROFILES {
+        let folder = folder();
+        let path = folder.path();
+        let protection = Protection::new(PASSWORD, profile).expect("a password");
+        let store = truststore(&bundle, &protection, Salt::random()).expect("a truststore");
+        fs::write(path.join("truststore.p12"), store).expect("written");
+
+        let read = ["pkcs12", "-in", "truststore.p12", "-info", "-passin", PASSIN];
+        let text = openssl(path, &[&read[..], options].concat());
+        for words in facts {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+        assert_eq!(pem::parse_many(&text).expect("PEM").len(), 2, "{text}");
+
+        let list = ["-list", "-v", "-keystore", "truststore.p12", "-storepass", PASSWORD];
+        let (good, text) = ask(path, "keytool", &list);
+        assert!(good && text.contains("Your keystore contains 2 entries"), "{text}");
+        assert_eq!(text.matches("Entry type: trustedCertEntry").count(), 2, "{text}");
+    }
+}
+
+#[test]
+fn a_combined_file_is_read_by_haproxy_and_openssl() {
+    for (key_type, encoding) in
+        [(KeyType::EcdsaP256, Encoding::Pkcs8), (KeyType::Rsa2048, Encoding::Traditional)]
+    {
+        let (key, chain) = identity(key_type);
+        let folder = folder();
+        let path = folder.path();
+        let text = combined_pem(&key.to_pem(encoding), &chain);
+        fs::write(path.join("tls-combined.pem"), text.as_bytes()).expect("written");
+        openssl(path, &["pkey", "-in", "tls-combined.pem", "-noout", "-check"]);
+        openssl(path, &["x509", "-in", "tls-combined.pem", "-noout"]);
+        let config = "defaults\n  mode http\n  timeout client 5s\n  timeout server 5s\n  \
+                      timeout connect 5s\nfrontend f\n  bind 127.0.0.1:1 ssl crt tls-combined.pem\n";
+        fs::write(path.join("haproxy.cfg"), config).expect("written");
+        let (good, text) = ask(path, "haproxy", &["-c", "-f", "haproxy.cfg"]);
+        assert!(good, "{text}");
+    }
 }

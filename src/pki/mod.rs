@@ -9,6 +9,7 @@ pub mod encode;
 pub mod inspect;
 pub mod issue;
 pub mod key;
+pub mod keystore;
 pub mod lint;
 pub mod name;
 pub mod profile;
