@@ -18,6 +18,11 @@ pub const PROGRAMMED: &str = "Programmed";
 /// `ClientTrust` target: how a revoked certificate is refused.
 pub const REVOCATION_ENFORCED: &str = "RevocationEnforced";
 
+/// `ClientIdentity`: the annotation that asks for a renewal can be understood. Present only when not.
+pub const RENEWAL_REQUEST: &str = "RenewalRequestValid";
+/// `ClientIdentity`: the workloads of `spec.rolloutRestartTargets` are restarted.
+pub const ROLLOUT_RESTARTED: &str = "RolloutRestarted";
+
 /// One condition as the planner wants it, before times are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::AuthorityReference;
 use super::duration::Duration;
+use super::lifecycle::{
+    CertificateRevision, DeletionPolicy, LastFailure, RevocationPolicy, RolloutRestartTarget,
+    SecretTemplate,
+};
 
 /// A client that proves who it is by a certificate.
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
@@ -60,7 +64,9 @@ use super::duration::Duration;
     validation = Rule::new("has(self.commonName) || (has(self.dnsNames) && size(self.dnsNames) > 0) || (has(self.emailAddresses) && size(self.emailAddresses) > 0) || (has(self.uris) && size(self.uris) > 0) || (has(self.ipAddresses) && size(self.ipAddresses) > 0)")
         .message("spec must name the client: set commonName, dnsNames, emailAddresses, uris or ipAddresses"),
     validation = Rule::new("!has(self.renewBefore) || duration(self.renewBefore) + duration('10s') <= duration(self.duration)")
-        .message("spec.renewBefore must be at least 10s shorter than spec.duration")
+        .message("spec.renewBefore must be at least 10s shorter than spec.duration"),
+    validation = Rule::new("!has(self.renewBefore) || !has(self.renewBeforePercentage)")
+        .message("spec.renewBefore and spec.renewBeforePercentage exclude each other: set one of them")
 )]
 pub struct ClientIdentitySpec {
     /// The authority that signs.
@@ -107,11 +113,33 @@ pub struct ClientIdentitySpec {
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s')")
         .message("spec.renewBefore must be at least 10s"))]
     pub renew_before: Option<Duration>,
+    /// The same as a percentage of the lifetime: with 25 a certificate of 60m is replaced 15m before it
+    /// expires. Excludes `renewBefore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 99))]
+    pub renew_before_percentage: Option<i32>,
     /// Name of the Secret, in the same namespace, that receives `tls.crt`, `tls.key` and `ca.crt`.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
         .message("spec.secretName must be a valid Secret name: lower-case letters, digits, '-' and '.'"))]
     pub secret_name: String,
+    /// Labels and annotations that the Secret carries beside Countersign's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_template: Option<SecretTemplate>,
+    /// What becomes of the certificates and the Secret when this object is deleted. A change counts
+    /// once `status.observedGeneration` has followed it.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+    /// What becomes of a certificate that was replaced by another one.
+    #[serde(default)]
+    pub revocation_policy: RevocationPolicy,
+    /// Workloads that are restarted, as `kubectl rollout restart` does it, after the certificate was
+    /// replaced: once for each certificate, never for the first one, and not when the workload is
+    /// younger than the certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
+    #[schemars(length(max = 8))]
+    pub rollout_restart_targets: Vec<RolloutRestartTarget>,
 }
 
 /// Attributes of the subject beside the common name.
@@ -151,8 +179,10 @@ pub enum Reason {
     SecretNotOwned,
     /// A `CertificateRevocation` names this identity: nothing is issued until it is deleted.
     Revoked,
-    /// Signing or checking failed.
+    /// Signing, checking or writing failed; `status.lastFailure` says more.
     IssuanceFailed,
+    /// Another writer changes the Secret again and again: it is put right at a slower pace.
+    Drifted,
 }
 
 impl Reason {
@@ -168,6 +198,7 @@ impl Reason {
             Self::SecretNotOwned => "SecretNotOwned",
             Self::Revoked => "Revoked",
             Self::IssuanceFailed => "IssuanceFailed",
+            Self::Drifted => "Drifted",
         }
     }
 }
@@ -204,4 +235,15 @@ pub struct ClientIdentityStatus {
     /// Number of the issuance, from 1. One is skipped when a write was lost on the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
+    /// Every certificate that has not expired, newest first; the newest 16 when there are more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub revision_history: Vec<CertificateRevision>,
+    /// The last failure, kept after it was overcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<LastFailure>,
+    /// When the next attempt is made, while the last one has failed. A change of the spec, or a
+    /// request for renewal, does not wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Time>,
 }

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod condition;
 pub mod duration;
 pub mod identity;
+pub mod lifecycle;
 pub mod revocation;
 pub mod trust;
 
@@ -58,6 +59,18 @@ pub mod annotation {
     pub const REVISION: &str = "countersign.dev/revision";
     /// Hash of what the certificate was made from: spec and CA.
     pub const SPEC_HASH: &str = "countersign.dev/spec-hash";
+    /// On a `ClientIdentity`: a new certificate is wanted if the present one is older than this time,
+    /// RFC 3339.
+    pub const RENEW_REQUESTED_AT: &str = "countersign.dev/renew-requested-at";
+    /// UID of the `ClientIdentity` that a Secret without owner reference belongs to.
+    pub const IDENTITY_UID: &str = "countersign.dev/client-identity-uid";
+    /// The labels and annotations of a Secret that `spec.secretTemplate` has set, as JSON.
+    pub const SECRET_TEMPLATE: &str = "countersign.dev/secret-template";
+    /// On the pod template of a workload: when it was restarted for that, RFC 3339.
+    pub const RESTARTED_AT: &str = "countersign.dev/restarted-at";
+    /// On the pod template of a workload: the serial number of the certificate that it was restarted
+    /// for.
+    pub const RESTARTED_FOR: &str = "countersign.dev/restarted-for-serial";
     /// The `ClientTrust` that wrote on an object of the user.
     pub const TRUST: &str = "countersign.dev/client-trust";
     /// Number of the authority's CA generation that signed the leaf.

@@ -92,6 +92,20 @@ impl RevocationReason {
     }
 }
 
+impl RevocationReason {
+    /// The reason of a CRLReason code.
+    pub fn from_code(code: u8) -> Option<Self> {
+        let all = [
+            Self::KeyCompromise,
+            Self::AffiliationChanged,
+            Self::Superseded,
+            Self::CessationOfOperation,
+            Self::PrivilegeWithdrawn,
+        ];
+        all.into_iter().find(|reason| reason.code() == code)
+    }
+}
+
 /// What Countersign observed of a revocation.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]

@@ -6,6 +6,7 @@ pub mod events;
 pub mod leader;
 pub mod ledger;
 pub mod store;
+pub mod workload;
 
 /// The field manager of every write.
 pub const FIELD_MANAGER: &str = "countersign";

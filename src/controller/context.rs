@@ -12,6 +12,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Client, Resource, ResourceExt};
 
 use super::queue::Queue;
+use super::upkeep::Repairs;
 use crate::api::condition::{READY, is_true};
 use crate::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use crate::cluster::Key;
@@ -22,8 +23,8 @@ use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
 use crate::api::authority::CaState;
-use crate::pki::CertificateAuthority;
 use crate::pki::crl::CrlFacts;
+use crate::pki::{CertificateAuthority, Serial};
 use crate::plan::authority::{is_ca, key_of};
 use crate::plan::ledger::CaKey;
 
@@ -213,8 +214,11 @@ pub struct Context {
     pub checked: Mutex<HashMap<Key, String>>,
     /// resourceVersions of our last status writes: older ones in a store are stale.
     pub written: Mutex<HashMap<(&'static str, Key), u64>>,
-    /// How often an identity's Secret was put right since when.
-    pub repaired: Mutex<HashMap<Key, (u32, Instant)>>,
+    /// How often an identity's Secret was put right, since when, and what others do to it.
+    pub repairs: Mutex<HashMap<Key, Repairs>>,
+    /// For each identity, the certificate and the generation of the spec for which every workload was
+    /// restarted.
+    pub restarted: Mutex<HashMap<Key, (Serial, Option<i64>)>>,
     /// When an authority's status was last written.
     pub status_written: Mutex<HashMap<String, Instant>>,
 }
@@ -264,7 +268,10 @@ impl Context {
     /// Forgets what was noted of an object that is gone.
     pub fn forget(&self, kind: &'static str, key: &Key) {
         self.written.lock().expect("no holder of this lock panics").remove(&(kind, key.clone()));
-        self.repaired.lock().expect("no holder of this lock panics").remove(key);
+        if kind == super::identity::NAME {
+            self.repairs.lock().expect("no holder of this lock panics").remove(key);
+            self.restarted.lock().expect("no holder of this lock panics").remove(key);
+        }
         self.checked.lock().expect("no holder of this lock panics").remove(key);
     }
 

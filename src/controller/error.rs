@@ -6,6 +6,7 @@ use crate::pki::authority::AuthorityError;
 use crate::pki::crl::CrlError;
 use crate::pki::issue::IssueError;
 use crate::pki::verify::VerifyError;
+use crate::plan::retry::FailureReason;
 
 /// A failed reconcile.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,19 @@ impl Error {
     /// Did somebody else write in between? Then it costs milliseconds, not a backoff.
     pub const fn is_conflict(&self) -> bool {
         matches!(self, Self::Write(WriteError::Conflict { .. }))
+    }
+
+    /// What kind of failure it is to an identity.
+    pub const fn failure(&self) -> FailureReason {
+        match self {
+            Self::Authority(_)
+            | Self::Root(_)
+            | Self::Issue(_)
+            | Self::Verify(_)
+            | Self::Crl(_) => FailureReason::SigningFailed,
+            _ if self.is_refusal() => FailureReason::Refused,
+            _ => FailureReason::Unavailable,
+        }
     }
 
     /// Did the API server refuse what we wrote, so that repeating it alone will not help?

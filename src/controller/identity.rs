@@ -1,34 +1,39 @@
 //! Keeps each identity's Secret.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, ResourceExt};
-use tracing::{debug, info};
+use tracing::info;
 
 use super::context::{Context, Signing, index_key};
 use super::error::{Error, chain};
 use super::queue::Outcome;
-use crate::api::condition::{READY, is_true};
+use super::{rollout, upkeep};
+use crate::api::condition::{Wanted, truncate};
 use crate::api::identity::Reason;
-use crate::api::{ClientIdentity, ClientIdentityStatus};
-use crate::cluster::Key;
+use crate::api::{ClientIdentity, ClientIdentityStatus, annotation};
 use crate::cluster::apply::{self, write};
+use crate::cluster::{FIELD_MANAGER, Key};
 use crate::metrics::IssuanceLabels;
 use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
 use crate::pki::{KeyType, PrivateKey, Serial};
 use crate::plan::authority::crl_url;
 use crate::plan::identity::{
-    AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder, renewal, status,
+    AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder,
 };
 use crate::plan::ledger::{Issued, Record};
+use crate::plan::renewal::{next_look, renewal};
+use crate::plan::retry::{Failure, FailureReason, Repair, failed, held_until, is_drifting, repair};
 use crate::plan::secret::{
-    Current, Rendered, SecretView, ownership, render_bundle, render_secret, view_metadata,
-    view_secret,
+    Current, Rendered, SecretView, last_writer, ownership, render_refresh, render_secret,
+    view_metadata, view_secret,
 };
+use crate::plan::status::{Observed, status};
+use crate::plan::template::is_dressed;
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "identity";
@@ -37,12 +42,14 @@ pub const NAME: &str = "identity";
 const WAIT: Duration = Duration::from_secs(1);
 /// The watch brings our own write long before this.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// A Secret that another hand keeps changing or deleting is put right so often in this time, not more.
-const REPAIRS: (u32, Duration) = (5, Duration::from_secs(60));
 /// While the CA of an authority is being read; it wakes its identities when it is.
 const LOADING: Duration = Duration::from_secs(5);
 /// A Secret that is not ours is not watched: somebody may have made room.
 const FOREIGN: Duration = Duration::from_secs(60);
+/// While a renewal is overdue, since the authority can't sign.
+const OVERDUE: Duration = Duration::from_secs(60);
+/// While a workload could not be restarted: it may be about to be created.
+const ROLLOUT: Duration = Duration::from_secs(60);
 /// Two looks at an identity are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
@@ -68,80 +75,91 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let signing = context.signing(&identity.spec.authority_ref.name);
     let retiring = signing.as_ref().map(|signing| signing.retiring()).unwrap_or_default();
     let now = Timestamp::now();
+    if is_drifting(&identity, now)
+        && let Some(wait) = upkeep::wait_for_look(&context, &key)
+    {
+        return Ok(Outcome::After(wait));
+    }
+    upkeep::record_retention(&context, &identity, now).await?;
 
     // Metadata is enough as long as nothing is to be written.
-    let (view, mut present, whole) =
-        gather_secret(&context, &identity, signing.as_deref(), now, false).await?;
+    let mut found = gather_secret(&context, &identity, signing.as_deref(), now, false).await?;
     let mut decision =
-        decide(&gather(&context, &identity, signing.as_deref(), &retiring, view, now));
-    if !whole && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
-        let (view, read, _) =
-            gather_secret(&context, &identity, signing.as_deref(), now, true).await?;
-        present = read;
-        decision = decide(&gather(&context, &identity, signing.as_deref(), &retiring, view, now));
+        decide(&gather(&context, &identity, signing.as_deref(), &retiring, &found, now));
+    if !found.whole && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
+        found = gather_secret(&context, &identity, signing.as_deref(), now, true).await?;
+        decision = decide(&gather(&context, &identity, signing.as_deref(), &retiring, &found, now));
     }
 
     match decision {
         Decision::Keep { current, renewal } => {
+            let settled =
+                !is_drifting(&identity, now) || upkeep::look(&context, &key, found.version.clone());
+            if !settled {
+                return Ok(Outcome::After(upkeep::LOOK));
+            }
             // Without its CA at hand a chain and a bundle could not be checked.
-            if let (Some(secret), Some(_)) = (&present, &signing) {
+            if let (Some(secret), Some(_)) = (&found.secret, &signing) {
                 context.note_checked(key, secret);
             }
-            put_status(&context, &identity, Some(&current), Ok(()), now).await?;
-            Ok(Outcome::After(until(renewal, now)))
+            settle(&context, &identity, &current, renewal, now).await
         }
         Decision::Refresh(current) => {
-            if let Some(wait) = repair_wait(&context, &key) {
-                return Ok(Outcome::After(wait));
+            // Not so when the authority has published another bundle.
+            let by_others = !found.dressed || found.noted_bundle() != Some(&current.bundle_hash);
+            let held = hold(&context, &identity, &found, by_others, Some(&current), now).await?;
+            if let Some(wait) = held {
+                return Ok(wait);
             }
             let signing = signing.expect("a bundle is published by an authority that can sign");
-            let present = present.expect("the Secret was read before its bundle is replaced");
-            info!("replacing the trust bundle");
-            let written = write(&context.client, &render_bundle(present, &signing.bundle)).await?;
-            context.note_checked(key, &written);
-            put_status(&context, &identity, Some(&current), Ok(()), now).await?;
-            Ok(Outcome::After(CATCH_UP))
+            let present = found.secret.expect("the Secret was read before it is refreshed");
+            info!("refreshing the trust bundle, labels and annotations");
+            let wanted = render_refresh(&identity, present, &signing.bundle);
+            match write(&context.client, &wanted).await {
+                Ok(written) => {
+                    context.note_checked(key, &written);
+                    let renewal = renewal(&identity, &current);
+                    settle(&context, &identity, &current, renewal, now).await
+                }
+                Err(error) => Err(told(&context, &identity, error.into(), true, now).await?),
+            }
         }
         Decision::Issue(issuance) => {
-            if matches!(issuance.trigger, Trigger::Repair | Trigger::Missing)
-                && let Some(wait) = repair_wait(&context, &key)
-            {
-                return Ok(Outcome::After(wait));
-            }
             // A namespace that goes takes the Secret first: what is issued now nobody could keep.
             let again = issuance.trigger == Trigger::Missing && has_certificate(&identity);
             if again && is_terminating(&context, &key.namespace).await? {
                 return Ok(Outcome::After(CATCH_UP));
             }
-            let still_good = matches!(issuance.trigger, Trigger::Renewal | Trigger::Changed)
+            let repairs = matches!(issuance.trigger, Trigger::Repair | Trigger::Missing);
+            if let Some(wait) = hold(&context, &identity, &found, repairs, None, now).await? {
+                return Ok(wait);
+            }
+            let good = matches!(
+                issuance.trigger,
+                Trigger::Renewal
+                    | Trigger::Requested
+                    | Trigger::Changed
+                    | Trigger::AuthorityRotated
+            );
+            let still_good = good
                 && identity
                     .status
                     .as_ref()
                     .and_then(|status| status.not_after.as_ref())
                     .is_some_and(|end| end.0 > now);
             let signing = signing.expect("only an authority that can sign leads to an issuance");
-            let issued = issue_into(&context, &identity, &signing, issuance, present, now).await;
-            match issued {
+            let issued = issue_into(&context, &identity, &signing, issuance, found.secret, now);
+            match issued.await {
                 Ok(current) => {
-                    put_status(&context, &identity, Some(&current), Ok(()), now).await?;
                     let renewal = renewal(&identity, &current);
-                    Ok(Outcome::After(until(renewal, now)))
+                    settle(&context, &identity, &current, renewal, now).await
                 }
-                Err(error) => {
-                    // What fails for a moment is not told as long as the present certificate is good.
-                    if (error.is_refusal() || (!still_good && !error.is_conflict()))
-                        && !has_reason(&identity, Reason::IssuanceFailed)
-                    {
-                        let ready = Err((Reason::IssuanceFailed, chain(&error)));
-                        put_status(&context, &identity, None, ready, now).await?;
-                    }
-                    Err(error)
-                }
+                Err(error) => Err(told(&context, &identity, error, still_good, now).await?),
             }
         }
         Decision::Refuse { reason, message, current } => {
             let ready = Err((reason, message));
-            put_status(&context, &identity, current.as_ref(), ready, now).await?;
+            put_status(&context, &identity, current.as_ref(), ready, None, None, now).await?;
             Ok(if reason == Reason::SecretNotOwned {
                 Outcome::After(FOREIGN)
             } else {
@@ -152,15 +170,113 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
 }
 
-/// Reads the Secret, or, when its data is known to be what its annotations say, only these. Also tells
-/// whether it was read whole.
+/// The Secret holds what it should: ends what was superseded, restarts workloads, writes the status;
+/// tells when to look again.
+async fn settle(
+    context: &Context,
+    identity: &ClientIdentity,
+    current: &Current,
+    renewal: Timestamp,
+    now: Timestamp,
+) -> Result<Outcome, Error> {
+    let certificates = upkeep::certificates(context, identity);
+    let grace_ends =
+        upkeep::revoke_superseded(context, identity, current, &certificates, now).await?;
+    let rollout = rollout::restart(context, identity, current, &certificates, now).await;
+    let restarted = rollout.as_ref().is_none_or(|rollout| rollout.status);
+    put_status(context, identity, Some(current), Ok(()), None, rollout, now).await?;
+    let next = next_look(identity, renewal, now);
+    let mut wait = until(grace_ends.map_or(next, |end| end.min(next)), now);
+    if next <= now {
+        // Its authority can't sign, and wakes its identities when it can.
+        wait = until(current.not_after, now).min(OVERDUE);
+    }
+    Ok(Outcome::After(if restarted { wait } else { wait.min(ROLLOUT) }))
+}
+
+/// Must the Secret stay as it is for now, since an attempt has failed or another writer changes it again
+/// and again? Then until when. Otherwise a repair is counted. `repairs` says that the Secret is not what
+/// was written: by the hand of others, unless the spec has changed or nothing was written yet.
+async fn hold(
+    context: &Context,
+    identity: &ClientIdentity,
+    found: &Found,
+    repairs: bool,
+    current: Option<&Current>,
+    now: Timestamp,
+) -> Result<Option<Outcome>, Error> {
+    let key = Key::of(identity);
+    if let Some(next) = held_until(identity, now) {
+        upkeep::look(context, &key, found.version.clone());
+        return Ok(Some(Outcome::After(until(next, now))));
+    }
+    let status = identity.status.as_ref();
+    let same_spec =
+        status.is_some_and(|status| status.observed_generation == identity.metadata.generation);
+    if !repairs || !same_spec || !has_certificate(identity) {
+        return Ok(None);
+    }
+    let writer = found.secret.as_ref().and_then(|secret| last_writer(secret, FIELD_MANAGER));
+    let failure = match repair(identity, upkeep::repairs(context, &key, now), writer, now) {
+        Repair::Now => {
+            upkeep::count_repair(context, &key, now);
+            return Ok(None);
+        }
+        Repair::Hold(failure) => failure,
+    };
+    upkeep::look(context, &key, found.version.clone());
+    let next = failure.next_try;
+    let ready = Err((Reason::Drifted, failure.last.message.clone()));
+    put_status(context, identity, current, ready, Some(failure), None, now).await?;
+    Ok(Some(Outcome::After(until(next, now))))
+}
+
+/// Tells of a failure in status. What passes by itself is not told as long as the present certificate is
+/// good; the queue tries again soon enough.
+async fn told(
+    context: &Context,
+    identity: &ClientIdentity,
+    error: Error,
+    still_good: bool,
+    now: Timestamp,
+) -> Result<Error, Error> {
+    let reason = error.failure();
+    if error.is_conflict() || (still_good && reason == FailureReason::Unavailable) {
+        return Ok(error);
+    }
+    let failure = failed(identity, reason, |_| chain(&error), now);
+    let message = format!("{}; next try at {}", failure.last.message, failure.next_try);
+    let ready = Err((Reason::IssuanceFailed, message));
+    put_status(context, identity, None, ready, Some(failure), None, now).await?;
+    Ok(error)
+}
+
+/// A Secret as it was found.
+struct Found {
+    view: SecretView,
+    /// All of it, when it was read.
+    secret: Option<Secret>,
+    /// Was it read? Otherwise its annotations tell.
+    whole: bool,
+    dressed: bool,
+    version: Option<String>,
+}
+
+impl Found {
+    /// Hash of the trust bundle that we wrote.
+    fn noted_bundle(&self) -> Option<&String> {
+        self.secret.as_ref()?.annotations().get(annotation::BUNDLE)
+    }
+}
+
+/// Reads the Secret, or, when its data is known to be what its annotations say, only these.
 async fn gather_secret(
     context: &Context,
     identity: &ClientIdentity,
     signing: Option<&Signing>,
     now: Timestamp,
     whole: bool,
-) -> Result<(SecretView, Option<Secret>, bool), Error> {
+) -> Result<Found, Error> {
     let namespace = identity.namespace().unwrap_or_default();
     let name = &identity.spec.secret_name;
     let seen = context.stores.secrets.get(&Key::new(&namespace, name));
@@ -168,7 +284,13 @@ async fn gather_secret(
         && ownership(identity, &seen.metadata).is_none()
         && let Some(current) = view_metadata(&seen.metadata)
     {
-        return Ok((SecretView::Good(current), None, false));
+        return Ok(Found {
+            view: SecretView::Good(current),
+            secret: None,
+            whole: false,
+            dressed: is_dressed(identity, &seen.metadata),
+            version: seen.metadata.resource_version.clone(),
+        });
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let secret = api
@@ -177,8 +299,13 @@ async fn gather_secret(
         .map_err(|source| Error::Read { object: format!("Secret {namespace}/{name}"), source })?;
     let generations = signing.map(|signing| signing.generations.as_slice()).unwrap_or_default();
     let trusted: Vec<_> = generations.iter().map(|one| &*one.ca).collect();
-    let view = view_secret(identity, secret.as_ref(), &trusted, now);
-    Ok((view, secret, true))
+    Ok(Found {
+        view: view_secret(identity, secret.as_ref(), &trusted, now),
+        whole: true,
+        dressed: secret.as_ref().is_some_and(|secret| is_dressed(identity, &secret.metadata)),
+        version: secret.as_ref().and_then(ResourceExt::resource_version),
+        secret,
+    })
 }
 
 fn gather<'a>(
@@ -186,21 +313,23 @@ fn gather<'a>(
     identity: &'a ClientIdentity,
     signing: Option<&'a Signing>,
     retiring: &'a [u32],
-    secret: SecretView,
+    found: &Found,
     now: Timestamp,
 ) -> World<'a> {
     let namespace = identity.namespace().unwrap_or_default();
     let authority = &identity.spec.authority_ref.name;
     let uid = identity.metadata.uid.as_deref().unwrap_or_default();
-    let serial = match &secret {
+    let serial = match &found.view {
         SecretView::Good(current) => Some(current.serial),
         _ => None,
     };
-    let (revoked, last_revision) = context.ledger.read_all(|books| {
+    let (revoked, issued_at, last_revision) = context.ledger.read_all(|books| {
         // A serial is unique, whichever authority signed it.
         let revoked = serial
             .is_some_and(|serial| books.values().any(|book| book.revocation(&serial).is_some()));
-        (revoked, books.values().map(|book| book.last_revision(uid)).max().unwrap_or(0))
+        let issued = serial.and_then(|serial| books.values().find_map(|book| book.find(&serial)));
+        let last_revision = books.values().map(|book| book.last_revision(uid)).max().unwrap_or(0);
+        (revoked, issued.and_then(|issued| issued.issued_at), last_revision)
     });
     World {
         identity,
@@ -219,10 +348,12 @@ fn gather<'a>(
             }
             None => AuthorityView::NotReady,
         },
-        secret,
+        secret: found.view.clone(),
         rival: rival(context, identity, &namespace),
-        hold: hold(context, identity, &namespace, uid),
+        hold: revocation_of(context, identity, &namespace, uid),
         revoked,
+        issued_at,
+        dressed: found.dressed,
         last_revision,
         now,
     }
@@ -240,7 +371,7 @@ fn rival(context: &Context, identity: &ClientIdentity, namespace: &str) -> Optio
 }
 
 /// A `CertificateRevocation` of this very identity, not of an earlier one of its name.
-fn hold(
+fn revocation_of(
     context: &Context,
     identity: &ClientIdentity,
     namespace: &str,
@@ -253,21 +384,6 @@ fn hold(
         of.is_none_or(|of| of == uid)
     })?;
     Some(hold.name_any())
-}
-
-/// Counts a repair; tells how long to wait when there were too many.
-fn repair_wait(context: &Context, key: &Key) -> Option<Duration> {
-    let (most, window) = REPAIRS;
-    let mut repaired = context.repaired.lock().expect("no holder of this lock panics");
-    let (count, since) = repaired.entry(key.clone()).or_insert((0, Instant::now()));
-    let age = since.elapsed();
-    if age > window {
-        (*count, *since) = (0, Instant::now());
-    } else if *count >= most {
-        return Some(window - age);
-    }
-    *count += 1;
-    None
 }
 
 /// Records the serial, signs, checks, and writes key pair and chain in one write.
@@ -285,6 +401,9 @@ async fn issue_into(
         revision: issuance.revision,
         not_after: issuance.not_after,
         holder: holder(identity),
+        issued_at: Some(truncate(now)),
+        supersedes: issuance.supersedes,
+        retain: upkeep::retains(&identity.spec),
     });
     // Before the signature exists: a certificate that nobody recorded could not be revoked.
     let active = signing.active();
@@ -340,16 +459,20 @@ async fn issue_into(
     Ok(current)
 }
 
-/// Writes the status when it differs, and tells of a reason that is new.
+/// Writes the status when it differs, and tells of a condition that is news.
 async fn put_status(
     context: &Context,
     identity: &ClientIdentity,
     current: Option<&Current>,
     ready: Result<(), (Reason, String)>,
+    failure: Option<Failure>,
+    rollout: Option<Wanted>,
     now: Timestamp,
 ) -> Result<(), Error> {
     let before = identity.status.clone().unwrap_or_default();
-    let wanted: ClientIdentityStatus = status(identity, current, ready.clone(), now);
+    let certificates = upkeep::certificates(context, identity);
+    let observed = Observed { current, ready, failure, certificates: &certificates, rollout };
+    let wanted: ClientIdentityStatus = status(identity, observed, now);
     if wanted == before {
         return Ok(());
     }
@@ -357,14 +480,12 @@ async fn put_status(
     let api: Api<ClientIdentity> = Api::namespaced(context.client.clone(), &namespace);
     let written = apply::status(&api, &identity.name_any(), &wanted).await?;
     context.wrote(NAME, &written);
-    if let Err((reason, message)) = ready {
-        let known = before.conditions.iter().find(|condition| condition.type_ == READY);
-        if known.is_none_or(|known| known.reason != reason.as_str()) {
-            info!(reason = reason.as_str(), message, "not ready");
-            context.events.warning(identity, "Issue", reason.as_str(), &message).await;
+    for told in wanted.conditions.iter().filter(|condition| condition.status == "False") {
+        let known = before.conditions.iter().find(|condition| condition.type_ == told.type_);
+        if known.is_none_or(|known| known.reason != told.reason) {
+            info!(condition = told.type_, reason = told.reason, message = told.message, "told");
+            context.events.warning(identity, "Issue", &told.reason, &told.message).await;
         }
-    } else if !is_true(&before.conditions, READY) {
-        debug!("ready");
     }
     Ok(())
 }
@@ -380,12 +501,6 @@ async fn is_terminating(context: &Context, namespace: &str) -> Result<bool, Erro
         .await
         .map_err(|source| Error::Read { object: format!("Namespace {namespace}"), source })?;
     Ok(found.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
-}
-
-/// A message may differ each time; writing it each time would wake the identity each time.
-fn has_reason(identity: &ClientIdentity, reason: Reason) -> bool {
-    let mut conditions = identity.status.iter().flat_map(|status| &status.conditions);
-    conditions.any(|c| c.type_ == READY && c.reason == reason.as_str())
 }
 
 fn until(time: Timestamp, now: Timestamp) -> Duration {

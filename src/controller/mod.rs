@@ -9,5 +9,7 @@ pub mod identity;
 mod orphans;
 pub mod queue;
 pub mod revocation;
+mod rollout;
 pub mod run;
 pub mod trust;
+pub mod upkeep;

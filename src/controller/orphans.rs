@@ -17,7 +17,7 @@ use crate::cluster::Key;
 use crate::metrics::authority as label;
 use crate::plan::ledger::{CaKey, Issued, Record, Revoked};
 
-/// Revokes every live certificate whose identity is gone: no finalizer is needed, so also when this
+/// Revokes every live certificate whose identity is gone, unless the ledger says that it outlives it: no finalizer is needed, so also when this
 /// process was down at the time or the whole namespace was wiped. The store only suggests; a
 /// consistent list decides.
 pub(super) async fn revoke_orphans(
@@ -32,7 +32,7 @@ pub(super) async fn revoke_orphans(
             let identity =
                 context.stores.identities.get(&Key::new(&*holder.namespace, &*holder.name));
             let alive = identity.is_some_and(|i| i.metadata.uid.as_deref() == Some(&*holder.uid));
-            if !alive {
+            if !alive && !issued.retain {
                 suspects.entry(holder.namespace.to_string()).or_default().push(issued.clone());
             }
         }

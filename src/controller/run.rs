@@ -155,7 +155,8 @@ pub async fn run(
         signing: RwLock::new(HashMap::new()),
         checked: Mutex::new(HashMap::new()),
         written: Mutex::new(HashMap::new()),
-        repaired: Mutex::new(HashMap::new()),
+        repairs: Mutex::new(HashMap::new()),
+        restarted: Mutex::new(HashMap::new()),
         status_written: Mutex::new(HashMap::new()),
     });
     let (stop, stopped) = watch::channel(false);

@@ -6,16 +6,16 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 
 use super::ledger::CaKey;
 use super::names::parse;
+use super::renewal::{self, fnv1a, is_requested, made, renewal};
 use super::secret::{Current, SecretView};
-use crate::api::condition::{self, READY, Wanted};
-use crate::api::duration::Duration;
+use super::template;
+use crate::api::condition;
 use crate::api::identity::Reason;
-use crate::api::{ClientIdentity, ClientIdentitySpec, ClientIdentityStatus};
+use crate::api::{ClientIdentity, ClientIdentitySpec};
 use crate::pki::authority::CaFacts;
 use crate::pki::profile::Profile;
 use crate::pki::{hex, sha256_hex};
@@ -40,6 +40,10 @@ pub struct World<'a> {
     pub hold: Option<String>,
     /// Is the certificate in the Secret revoked?
     pub revoked: bool,
+    /// When the certificate in the Secret was issued, as the ledger knows it.
+    pub issued_at: Option<Timestamp>,
+    /// Does the Secret wear the labels, annotations and owner reference that the spec wants?
+    pub dressed: bool,
     /// The highest revision in the ledger.
     pub last_revision: u32,
     /// The time.
@@ -89,6 +93,8 @@ pub enum Trigger {
     Renewal,
     /// Another CA signs now.
     AuthorityRotated,
+    /// The annotation `countersign.dev/renew-requested-at` asks for it.
+    Requested,
     /// The current one is revoked.
     Revoked,
 }
@@ -102,6 +108,7 @@ impl Trigger {
             Self::Changed => "Changed",
             Self::Renewal => "Renewal",
             Self::AuthorityRotated => "AuthorityRotated",
+            Self::Requested => "Requested",
             Self::Revoked => "Revoked",
         }
     }
@@ -117,7 +124,8 @@ pub enum Decision {
         /// When it is renewed.
         renewal: Timestamp,
     },
-    /// The certificate is good, but the trust bundle beside it is not the published one.
+    /// The certificate is good, but the trust bundle beside it is not the published one, or the Secret
+    /// does not wear what the spec wants.
     Refresh(Current),
     /// A new certificate is needed.
     Issue(Issuance),
@@ -147,6 +155,8 @@ pub struct Issuance {
     pub not_after: Timestamp,
     /// Number of the issuance.
     pub revision: u32,
+    /// Revision of the certificate that it replaces in the Secret; 0 when there is none.
+    pub supersedes: u32,
     /// Hash of what it is made from.
     pub spec_hash: String,
 }
@@ -165,6 +175,9 @@ pub fn decide(world: &World<'_>) -> Decision {
         Ok(profile) => profile,
         Err(error) => return refuse(Reason::InvalidSpec, error.to_string()),
     };
+    if let Err(message) = renewal::check(spec).and_then(|()| template::check(spec)) {
+        return refuse(Reason::InvalidSpec, message);
+    }
     if let Some(rival) = &world.rival {
         let message = format!(
             "spec.secretName: ClientIdentity {rival:?} is older and writes to Secret {:?}; choose another name",
@@ -215,7 +228,7 @@ pub fn decide(world: &World<'_>) -> Decision {
     let spec_hash = spec_hash(spec, &profile, &signer);
     let Some(trigger) = trigger(world, &signer, &spec_hash) else {
         let current = current.expect("without a usable certificate there is a trigger");
-        if current.bundle_hash != signer.bundle_hash {
+        if current.bundle_hash != signer.bundle_hash || !world.dressed {
             return Decision::Refresh(current);
         }
         let renewal = renewal(world.identity, &current);
@@ -234,15 +247,14 @@ pub fn decide(world: &World<'_>) -> Decision {
         );
         return refuse(Reason::AuthorityExpired, message);
     }
+    let supersedes = superseded_revision(world, current.as_ref());
     Decision::Issue(Issuance {
         trigger,
         profile,
         not_before: condition::truncate(not_before.max(signer.facts.not_before)),
         not_after: condition::truncate(not_after),
-        revision: world
-            .last_revision
-            .max(current.map_or(0, |current| current.revision))
-            .saturating_add(1),
+        revision: world.last_revision.max(supersedes).saturating_add(1),
+        supersedes,
         spec_hash,
     })
 }
@@ -259,6 +271,8 @@ fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Tr
         Some(Trigger::Changed)
     } else if reissue(world.identity, current, signer).is_some_and(|at| at <= world.now) {
         Some(Trigger::AuthorityRotated)
+    } else if is_requested(world.identity, world.issued_at.unwrap_or(made(current)), world.now) {
+        Some(Trigger::Requested)
     } else if renewal(world.identity, current) <= world.now {
         Some(Trigger::Renewal)
     } else {
@@ -266,21 +280,11 @@ fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Tr
     }
 }
 
-/// When a certificate is replaced: `renewBefore` before it expires, and up to a tenth of the time
-/// until then earlier, by the identity's UID, so that many made in one minute do not renew in one.
-pub fn renewal(identity: &ClientIdentity, current: &Current) -> Timestamp {
-    // Counted from when it was made: a certificate must never be due for renewal as it is born.
-    let end = current.not_after.as_second();
-    let made = end.min(current.not_before.as_second() + BACKDATE.as_secs());
-    let lifetime = end - made;
-    let before = identity.spec.renew_before.map(Duration::as_secs);
-    // A certificate that was cut to its CA's lifetime may be shorter than renewBefore.
-    let before = before.filter(|before| before + 10 <= lifetime).unwrap_or(lifetime / 3);
-    let spread = (lifetime - before) / 10;
-    let uid = identity.metadata.uid.as_deref().unwrap_or_default();
-    let earlier = if spread > 0 { fnv1a(uid.as_bytes()) as i64 & i64::MAX } else { 0 };
-    let earlier = if spread > 0 { earlier % (spread + 1) } else { 0 };
-    Timestamp::from_second(end - before - earlier).unwrap_or(current.not_after)
+/// The certificate that stands in the Secret, or, when that was spoilt or deleted, stood there last.
+fn superseded_revision(world: &World<'_>, current: Option<&Current>) -> u32 {
+    let told = world.identity.status.as_ref().and_then(|status| status.revision);
+    let told = || told.and_then(|revision| u32::try_from(revision).ok()).unwrap_or(0);
+    current.map_or_else(told, |current| current.revision)
 }
 
 /// When a certificate of an earlier CA is replaced; never when the active one signed it. Those with the
@@ -302,13 +306,6 @@ fn reissue(identity: &ClientIdentity, current: &Current, signer: &Signer<'_>) ->
     let after = within * 3 / 4 * used / lifetime + within / 4 * spread / 1024;
     let at = signer.active_since.saturating_add(SignedDuration::from_secs(after));
     Some(at.unwrap_or(signer.active_since))
-}
-
-/// FNV-1a, 64 bits: a stable hash that spreads UIDs; nothing depends on its strength.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    })
 }
 
 /// Hash of what a certificate is made from: when it changes, a new one is issued. It must come out
@@ -335,37 +332,6 @@ fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) 
     sha256_hex(&json)[..32].to_owned()
 }
 
-/// The status of an identity: what its Secret holds, and whether that is as the spec wants it.
-pub fn status(
-    identity: &ClientIdentity,
-    current: Option<&Current>,
-    ready: Result<(), (Reason, String)>,
-    now: Timestamp,
-) -> ClientIdentityStatus {
-    let before = identity.status.clone().unwrap_or_default();
-    let generation = identity.metadata.generation;
-    let ready = match ready {
-        Ok(()) => {
-            Wanted::yes(READY, Reason::Issued.as_str(), "the Secret holds a valid certificate")
-        }
-        Err((reason, message)) => Wanted::no(READY, reason.as_str(), message),
-    };
-    let conditions = condition::merge(&before.conditions, &[ready], generation, now);
-    match current {
-        Some(current) => ClientIdentityStatus {
-            observed_generation: generation,
-            conditions,
-            serial_number: Some(current.serial.to_string()),
-            fingerprint: Some(current.fingerprint.clone()),
-            not_before: Some(Time(current.not_before)),
-            not_after: Some(Time(current.not_after)),
-            renewal_time: Some(Time(renewal(identity, current))),
-            revision: Some(current.revision.into()),
-        },
-        None => ClientIdentityStatus { observed_generation: generation, conditions, ..before },
-    }
-}
-
 /// The holder of an identity's certificates, as the ledger names it.
 pub fn holder(identity: &ClientIdentity) -> super::ledger::Holder {
     let text = |text: Option<&str>| Arc::from(text.unwrap_or_default());
@@ -379,14 +345,15 @@ pub fn holder(identity: &ClientIdentity) -> super::ledger::Holder {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::api::AuthorityReference;
+    use crate::api::duration::Duration;
+    use crate::api::lifecycle::{DeletionPolicy, RevocationPolicy};
+    use crate::api::{AuthorityReference, ClientIdentityStatus, annotation};
     use crate::pki::authority::tests::{instant, sample};
     use crate::pki::issue::{IssueRequest, issue};
     use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, inspect};
     use crate::plan::secret::{Rendered, render_secret, view_metadata, view_secret};
     use k8s_openapi::ByteString;
     use k8s_openapi::api::core::v1::Secret;
-    use proptest::prelude::*;
 
     const NOW: &str = "2026-05-01T10:00:00Z";
 
@@ -404,6 +371,11 @@ pub(crate) mod tests {
                 duration: Duration::from_hours(24),
                 renew_before: Some(Duration::from_hours(8)),
                 secret_name: "laptop-7-tls".into(),
+                renew_before_percentage: None,
+                secret_template: None,
+                deletion_policy: DeletionPolicy::Revoke,
+                revocation_policy: RevocationPolicy::default(),
+                rollout_restart_targets: vec![],
             },
         );
         identity.metadata.namespace = Some("team".into());
@@ -445,6 +417,8 @@ pub(crate) mod tests {
                 rival: None,
                 hold: None,
                 revoked: false,
+                issued_at: None,
+                dressed: true,
                 last_revision: 0,
                 now: instant(NOW),
             }
@@ -716,55 +690,77 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_request_for_renewal_is_served_once() {
+        let mut fixture = Fixture::new();
+        let secret = fixture.issued();
+        let annotations = fixture.identity.metadata.annotations.get_or_insert_default();
+        annotations.insert(annotation::RENEW_REQUESTED_AT.into(), "2026-05-01T11:00:00Z".into());
+        let view = fixture.view(&secret);
+        let now = instant("2026-05-01T11:00:00Z");
+        let world = |issued_at| World { issued_at, now, ..fixture.world(view.clone()) };
+        assert_eq!(trigger_of(decide(&world(None))), Some(Trigger::Requested));
+        let before = Some(instant("2026-05-01T10:59:59Z"));
+        assert_eq!(trigger_of(decide(&world(before))), Some(Trigger::Requested));
+        assert!(matches!(decide(&world(Some(now))), Decision::Keep { .. }), "served");
+        let early = World { now: instant("2026-05-01T10:59:59Z"), ..world(None) };
+        assert!(matches!(decide(&early), Decision::Keep { .. }), "not yet");
+    }
+
+    #[test]
+    fn a_change_of_dress_alone_is_no_new_certificate() {
+        let fixture = Fixture::new();
+        let view = fixture.view(&fixture.issued());
+        let world = World { dressed: false, ..fixture.world(view) };
+        assert!(matches!(decide(&world), Decision::Refresh(_)));
+    }
+
+    #[test]
+    fn a_certificate_names_the_one_that_it_replaces() {
+        let mut fixture = Fixture::new();
+        let first = fixture.issued();
+        let supersedes = |fixture: &Fixture, view, last_revision| {
+            let world = World { last_revision, revoked: true, ..fixture.world(view) };
+            let Decision::Issue(issuance) = decide(&world) else { panic!("not issued") };
+            (issuance.supersedes, issuance.revision)
+        };
+        assert_eq!(supersedes(&fixture, fixture.view(&first), 1), (1, 2));
+        // Others were recorded since, and never written.
+        assert_eq!(supersedes(&fixture, fixture.view(&first), 4), (1, 5));
+        assert_eq!(supersedes(&fixture, SecretView::Absent, 0), (0, 1));
+        // The Secret is gone: status knows what it held.
+        let status = ClientIdentityStatus { revision: Some(3), ..Default::default() };
+        fixture.identity.status = Some(status);
+        assert_eq!(supersedes(&fixture, SecretView::Absent, 4), (3, 5));
+    }
+
+    #[test]
+    fn a_retained_secret_is_known_by_its_mark_and_by_no_other() {
+        let mut fixture = Fixture::new();
+        fixture.identity.spec.deletion_policy = DeletionPolicy::Retain;
+        let retained = fixture.issued();
+        assert_eq!(retained.metadata.owner_references, None);
+        assert!(matches!(fixture.view(&retained), SecretView::Good(_)));
+        // Back under the garbage collector: no new certificate for that.
+        fixture.identity.spec.deletion_policy = DeletionPolicy::Revoke;
+        assert!(matches!(fixture.view(&retained), SecretView::Good(_)));
+        // Another identity of that name finds it: its certificate is another's.
+        fixture.identity.metadata.uid = Some("another".into());
+        let decision = decide(&fixture.world(fixture.view(&retained)));
+        assert_eq!(trigger_of(decision), Some(Trigger::Repair));
+        // One of another name may not have it, nor one that lost our label.
+        fixture.identity.metadata.name = Some("other".into());
+        assert!(matches!(fixture.view(&retained), SecretView::Foreign(_)));
+        fixture.identity.metadata = identity().metadata;
+        let mut bare = retained;
+        bare.metadata.labels = None;
+        assert!(matches!(fixture.view(&bare), SecretView::Foreign(_)));
+    }
+
+    #[test]
     fn a_revision_is_never_used_twice() {
         let fixture = Fixture::new();
         let world = World { last_revision: 4, ..fixture.world(SecretView::Absent) };
         let Decision::Issue(issuance) = decide(&world) else { panic!("not issued") };
         assert_eq!(issuance.revision, 5);
-    }
-
-    proptest! {
-        #[test]
-        fn renewal_lies_within_the_certificates_life_and_spreads(
-            uid in "[0-9a-f]{8}",
-            lifetime in 300i64..100_000_000,
-            before in proptest::option::of(1i64..100_000_000),
-        ) {
-            let mut identity = identity();
-            identity.metadata.uid = Some(uid);
-            identity.spec.renew_before = before.map(|b| Duration::from_secs(b as u32));
-            let made = instant(NOW);
-            let current = Current {
-                serial: Serial::random(),
-                fingerprint: String::new(),
-                not_before: made,
-                not_after: made + SignedDuration::from_secs(lifetime),
-                revision: 1,
-                spec_hash: String::new(),
-                generation: 1,
-                bundle_hash: String::new(),
-            };
-            let at = renewal(&identity, &current);
-            prop_assert!(at < current.not_after);
-            if lifetime >= 360 {
-                // As long as the shortest that is issued: not due at once, whatever renewBefore says.
-                prop_assert!(at >= made + BACKDATE + SignedDuration::from_secs(9));
-            }
-        }
-    }
-
-    #[test]
-    fn ten_thousand_identities_do_not_renew_in_one_minute() {
-        let fixture = Fixture::new();
-        let SecretView::Good(current) = fixture.view(&fixture.issued()) else { panic!("not good") };
-        let mut minutes = std::collections::HashMap::new();
-        for number in 0..10_000 {
-            let mut identity = identity();
-            identity.metadata.uid = Some(format!("{number:08x}-0000-4000-8000-000000000000"));
-            *minutes.entry(renewal(&identity, &current).as_second() / 60).or_insert(0) += 1;
-        }
-        // Sixteen hours until renewal, a tenth of it to spread over: 96 minutes.
-        assert!(minutes.len() >= 90, "{}", minutes.len());
-        assert!(minutes.values().all(|count| *count < 400), "{minutes:?}");
     }
 }

@@ -56,6 +56,13 @@ pub struct Issued {
     pub not_after: Timestamp,
     /// Who it was issued to.
     pub holder: Holder,
+    /// When it was issued; absent in records of versions that did not note it.
+    pub issued_at: Option<Timestamp>,
+    /// Revision of the certificate that it replaces in the Secret; 0 when there was none.
+    pub supersedes: u32,
+    /// Does it outlive its holder (`deletionPolicy: Retain`)? When the policy changes the record is
+    /// appended anew, and the last one counts.
+    pub retain: bool,
 }
 
 /// A certificate that was revoked.
@@ -94,6 +101,8 @@ pub enum DecodeError {
 
 const ISSUED: u8 = 1;
 const REVOKED: u8 = 2;
+/// Ends a record without issuance time that was appended anew since its holder retains it.
+const RETAIN_ONLY: u8 = 2;
 
 impl Record {
     /// The serial that the record is about.
@@ -114,6 +123,13 @@ impl Record {
                 body.extend_from_slice(&issued.not_after.as_second().to_be_bytes());
                 for text in [&issued.holder.uid, &issued.holder.namespace, &issued.holder.name] {
                     put_bytes(&mut body, text.as_bytes());
+                }
+                if let Some(issued_at) = issued.issued_at {
+                    body.push(u8::from(issued.retain));
+                    body.extend_from_slice(&issued.supersedes.to_be_bytes());
+                    body.extend_from_slice(&issued_at.as_second().to_be_bytes());
+                } else if issued.retain {
+                    body.push(RETAIN_ONLY);
                 }
                 ISSUED
             }
@@ -168,12 +184,29 @@ struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn issued(&mut self) -> Option<Issued> {
-        Some(Issued {
+        let mut issued = Issued {
             serial: self.serial()?,
             revision: u32::from_be_bytes(self.array()?),
             not_after: self.time()?,
             holder: Holder { uid: self.text()?, namespace: self.text()?, name: self.text()? },
-        })
+            issued_at: None,
+            supersedes: 0,
+            retain: false,
+        };
+        // The first version's records end here.
+        if !self.0.is_empty() {
+            let [kind] = self.array()?;
+            issued.retain = kind != 0;
+            match kind {
+                0 | 1 => {
+                    issued.supersedes = u32::from_be_bytes(self.array()?);
+                    issued.issued_at = Some(self.time()?);
+                }
+                RETAIN_ONLY => {}
+                _ => return None,
+            }
+        }
+        Some(issued)
     }
 
     fn revoked(&mut self) -> Option<Revoked> {
@@ -219,8 +252,9 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes a record in. Taking it in again changes nothing; of two revocations the first counts,
-    /// since a revocation date must not move.
+    /// Takes a record in. Taking it in again changes nothing. Of two issuances of one serial the last
+    /// counts, which may say another `retain`; of two revocations the first, since a revocation date
+    /// must not move.
     pub fn apply(&mut self, record: Record) {
         match record {
             Record::Issued(issued) => {
@@ -239,7 +273,7 @@ impl Ledger {
     /// Does the record stand here already?
     pub fn holds(&self, record: &Record) -> bool {
         match record {
-            Record::Issued(issued) => self.issued.contains_key(&issued.serial),
+            Record::Issued(issued) => self.issued.get(&issued.serial) == Some(issued),
             Record::Revoked(revoked) => self.revoked.contains_key(&revoked.serial),
         }
     }
@@ -326,6 +360,9 @@ pub(crate) mod tests {
             revision,
             not_after: Timestamp::from_second(not_after).unwrap(),
             holder: Holder { uid: uid.into(), namespace: "team".into(), name: "laptop".into() },
+            issued_at: None,
+            supersedes: 0,
+            retain: false,
         }
     }
 
@@ -365,6 +402,39 @@ pub(crate) mod tests {
         );
         bytes.extend([9, 0, 0]);
         assert!(matches!(Record::decode_all(&bytes), Err(DecodeError::UnknownKind(9, _))));
+    }
+
+    #[test]
+    fn records_of_the_first_version_are_read_and_new_facts_survive() {
+        let old = issued("0a0b", "uid-1", 3, 1000);
+        let mut bytes = Vec::new();
+        Record::Issued(old.clone()).encode(&mut bytes);
+        // kind, length, serial, revision, notAfter, uid, namespace, name: nothing else.
+        assert_eq!(bytes.len(), 3 + 3 + 4 + 8 + 6 + 5 + 7);
+        assert_eq!(Record::decode_all(&bytes), Ok(vec![Record::Issued(old.clone())]));
+        for changed in [
+            Issued { retain: true, ..old.clone() },
+            Issued { issued_at: Some(Timestamp::UNIX_EPOCH), supersedes: 2, ..old.clone() },
+            Issued { issued_at: Some(Timestamp::UNIX_EPOCH), retain: true, ..old },
+        ] {
+            let mut bytes = Vec::new();
+            Record::Issued(changed.clone()).encode(&mut bytes);
+            assert_eq!(Record::decode_all(&bytes), Ok(vec![Record::Issued(changed)]));
+        }
+    }
+
+    #[test]
+    fn the_last_word_on_retaining_counts() {
+        let first = issued("0a", "uid-1", 1, 1000);
+        let second = Issued { retain: true, ..first.clone() };
+        let mut ledger = Ledger::default();
+        ledger.apply(Record::Issued(first.clone()));
+        assert!(!ledger.holds(&Record::Issued(second.clone())), "a change must be appended");
+        ledger.apply(Record::Issued(second));
+        assert!(ledger.find(&first.serial).unwrap().retain);
+        assert_eq!(ledger.of_holder("uid-1").count(), 1);
+        ledger.apply(Record::Issued(first.clone()));
+        assert!(!ledger.find(&first.serial).unwrap().retain);
     }
 
     #[test]

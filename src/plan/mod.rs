@@ -3,10 +3,16 @@
 
 pub mod authority;
 pub mod crl;
+pub mod history;
 pub mod identity;
 pub mod ledger;
 pub mod names;
+pub mod renewal;
+pub mod retry;
 pub mod revocation;
+pub mod rollout;
 pub mod rotation;
 pub mod secret;
+pub mod status;
+pub mod template;
 pub mod trust;

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
 
+use super::template::dress;
 use crate::api::{ClientIdentity, annotation, label};
 use crate::pki::inspect::{certificates, inspect_pair};
 use crate::pki::key::Encoding;
@@ -65,8 +66,9 @@ pub struct Current {
 pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<SecretView> {
     let controller =
         secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let uid = &identity.metadata.uid;
     match controller {
-        Some(owner) if Some(&owner.uid) == identity.metadata.uid.as_ref() => None,
+        Some(owner) if Some(&owner.uid) == uid.as_ref() => None,
         Some(owner)
             if owner.kind == ClientIdentity::kind(&())
                 && owner.name == identity.name_any()
@@ -77,9 +79,18 @@ pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<Secre
         Some(owner) => {
             Some(SecretView::Foreign(format!("controlled by {} {:?}", owner.kind, owner.name)))
         }
+        // One that outlives its identity carries its UID instead of an owner reference.
+        None if is_ours(secret)
+            && uid.is_some()
+            && mark(secret, annotation::IDENTITY_UID) == uid.as_ref() =>
+        {
+            None
+        }
         // A restored backup comes without owner references. The Secret is taken over when it carries
         // our mark for this very identity, its certificate is not: the ledger knows it as another's.
-        None if is_ours(secret) && marked_for(identity, secret) => {
+        None if is_ours(secret)
+            && mark(secret, annotation::IDENTITY) == identity.metadata.name.as_ref() =>
+        {
             Some(SecretView::Broken("it has lost its owner reference"))
         }
         None => {
@@ -94,10 +105,8 @@ fn is_ours(secret: &ObjectMeta) -> bool {
         == Some(label::MANAGED_BY_VALUE)
 }
 
-fn marked_for(identity: &ClientIdentity, secret: &ObjectMeta) -> bool {
-    let annotations = secret.annotations.as_ref();
-    annotations.and_then(|annotations| annotations.get(annotation::IDENTITY))
-        == identity.metadata.name.as_ref()
+fn mark<'a>(secret: &'a ObjectMeta, name: &str) -> Option<&'a String> {
+    secret.annotations.as_ref().and_then(|annotations| annotations.get(name))
 }
 
 /// Reads a whole Secret: does it hold a certificate with its own key, and does the CA verify it that
@@ -191,13 +200,10 @@ pub fn render_secret(
     secret.metadata.name = Some(name.clone());
     secret.metadata.namespace = identity.namespace();
     secret.metadata.managed_fields = None;
-    secret.metadata.owner_references = Some(vec![owner(identity)]);
-    let labels = secret.metadata.labels.get_or_insert_default();
-    labels.insert(label::MANAGED_BY.to_owned(), label::MANAGED_BY_VALUE.to_owned());
+    dress(identity, &mut secret.metadata);
     let current = rendered.current;
     let annotations = secret.metadata.annotations.get_or_insert_default();
     for (key, value) in [
-        (annotation::IDENTITY, identity.name_any()),
         (annotation::SERIAL, current.serial.to_string()),
         (annotation::FINGERPRINT, current.fingerprint.clone()),
         (annotation::NOT_BEFORE, current.not_before.to_string()),
@@ -223,21 +229,21 @@ pub fn render_secret(
     secret
 }
 
-/// The present Secret with the published trust bundle.
-pub fn render_bundle(mut present: Secret, bundle: &str) -> Secret {
+/// The present Secret with the published trust bundle, dressed as the spec says.
+pub fn render_refresh(identity: &ClientIdentity, mut present: Secret, bundle: &str) -> Secret {
     let data = present.data.get_or_insert_default();
     data.insert(key::CA.to_owned(), ByteString(bundle.as_bytes().to_vec()));
     let annotations = present.metadata.annotations.get_or_insert_default();
     annotations.insert(annotation::BUNDLE.to_owned(), sha256_hex(bundle.as_bytes()));
     present.metadata.managed_fields = None;
+    dress(identity, &mut present.metadata);
     present
 }
 
-fn owner(identity: &ClientIdentity) -> OwnerReference {
-    OwnerReference {
-        block_owner_deletion: Some(true),
-        ..identity
-            .controller_owner_ref(&())
-            .expect("an identity that was read from the API server has a name and a UID")
-    }
+/// The field manager of the last write of a Secret by another than `ours`.
+pub fn last_writer<'a>(secret: &'a Secret, ours: &str) -> Option<&'a str> {
+    let entries = secret.metadata.managed_fields.iter().flatten();
+    let others = entries.filter(|entry| entry.manager.as_deref() != Some(ours));
+    let last = others.max_by_key(|entry| entry.time.as_ref().map(|time| time.0))?;
+    last.manager.as_deref()
 }
