@@ -2,6 +2,7 @@
 
 #![allow(missing_docs)]
 
+mod lifecycle;
 mod support;
 
 use std::collections::{BTreeMap, HashSet};

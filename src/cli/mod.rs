@@ -2,6 +2,7 @@
 
 mod check;
 pub mod crds;
+mod renew;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(long = "url", required = true, value_name = "URL")]
         urls: Vec<String>,
     },
+    /// Have new certificates issued now, whatever the age of the present ones.
+    Renew(renew::RenewArgs),
     /// Print the custom resource definitions, or write one file each into a folder.
     Crds {
         /// The folder; standard output when not given.
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Controller(args) => run_controller(args),
         Command::Serve(args) => run_server(args),
         Command::Check { urls } => check::run(&urls),
+        Command::Renew(args) => renew::run(&args),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
     match result {

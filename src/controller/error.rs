@@ -87,16 +87,38 @@ impl Error {
     }
 }
 
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
+/// An error with its causes, in one line. Of an answer of the API server only its message.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let answer = match cause.downcast_ref() {
+            Some(kube::Error::Api(status)) => Some(&status.message),
+            _ => None,
+        };
+        let told = answer.map_or_else(|| cause.to_string(), Clone::clone);
+        if text.is_empty() {
+            text = told;
+        } else if !text.contains(&told) {
+            text = format!("{text}: {told}");
         }
-        source = cause.source();
+        next = cause.source().filter(|_| answer.is_none());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn the_words_of_the_api_server_are_told_once_and_plainly() {
+        let status = Status::failure("secrets \"a\" is forbidden: exceeded quota", "Forbidden");
+        let source = kube::Error::Api(Box::new(status.with_code(403)));
+        let error = Error::Write(WriteError::Api { object: "Secret team/a".into(), source });
+        let told = "failed to write Secret team/a: secrets \"a\" is forbidden: exceeded quota";
+        assert_eq!(chain(&error), told);
+        assert_eq!(error.failure(), FailureReason::Refused);
+    }
 }

@@ -80,9 +80,9 @@ fn standing(identity: &ClientIdentity) -> Option<(&LastFailure, Option<Timestamp
 /// a renewal requested.
 pub fn held_until(identity: &ClientIdentity, now: Timestamp) -> Option<Timestamp> {
     let (last, next) = standing(identity)?;
-    let request = requested(identity).ok().flatten();
-    let overruled = request.is_some_and(|at| at > last.time.0 && at <= now);
-    next.filter(|next| *next > now && !overruled)
+    let request = requested(identity).ok().flatten().filter(|at| *at > last.time.0);
+    let next = next.map(|next| request.map_or(next, |at| at.min(next)));
+    next.filter(|next| *next > now)
 }
 
 /// Is the identity held back since its Secret is changed by others?
@@ -233,16 +233,17 @@ mod tests {
         let now = instant(NOW);
         let failure = failed(&identity(), FailureReason::Refused, |_| String::new(), now);
         for (request, held) in [
-            ("2026-05-01T10:00:10Z", false),
-            ("2026-05-01T10:00:00Z", true),
-            ("2026-05-01T12:00:00Z", true),
-            ("soon", true),
+            ("2026-05-01T10:00:10Z", None),
+            ("2026-05-01T10:00:00Z", Some("2026-05-01T10:01:00Z")),
+            ("2026-05-01T10:00:30Z", Some("2026-05-01T10:00:30Z")),
+            ("2026-05-01T12:00:00Z", Some("2026-05-01T10:01:00Z")),
+            ("soon", Some("2026-05-01T10:01:00Z")),
         ] {
             let mut identity = told(identity(), &failure, true);
             let annotations = identity.metadata.annotations.get_or_insert_default();
             annotations.insert(annotation::RENEW_REQUESTED_AT.into(), request.into());
             let later = instant("2026-05-01T10:00:20Z");
-            assert_eq!(held_until(&identity, later).is_some(), held, "{request}");
+            assert_eq!(held_until(&identity, later), held.map(instant), "{request}");
         }
     }
 
