@@ -193,6 +193,11 @@ fn key_type(spki: &[u8]) -> Result<KeyType, CsrError> {
 }
 
 fn verify(spki: &[u8], algorithm: &[u8], value: &[u8], message: &[u8]) -> Result<(), CsrError> {
+    // The parser takes values of other tags too.
+    let oid = der::read(algorithm, SEQUENCE).and_then(|content| Values(content).next());
+    if oid.is_none_or(|oid| oid[0] != OID) || der::read(value, BIT_STRING).is_none() {
+        return Err(CsrError::Der);
+    }
     let parsed = (
         SubjectPublicKeyInfo::from_der(spki),
         AlgorithmIdentifier::from_der(algorithm),
