@@ -7,10 +7,11 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use countersign::api::authority::CaState;
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, PUBLISHED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -26,6 +27,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use support::servers::{Answer, curl_with, write_files, write_server_certificate_for};
+use support::traffic::{Mount, Traffic};
 use support::{
     condition, create, delete, eventually, kubectl, namespace, patch, program, root, wait_for,
 };
@@ -314,6 +316,80 @@ async fn story(prefix: &str, target: &str) {
         (target_object(&shop, target).await == before).then_some(())
     })
     .await;
+    shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn b3_no_request_fails_while_the_ca_rotates_and_while_it_is_compromised() {
+    let shop = Shop::open("rotation").await;
+    let name = format!("{}-staff", shop.namespace);
+    let authorities: Api<ClientAuthority> = Api::all(shop.client.clone());
+    create(
+        &authorities,
+        &format!(
+            "{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: Staff}}, rotation: {{preparation: 5s, \
+             reissueWithin: 4s, compromiseGracePeriod: 15s}}}}}}"
+        ),
+    )
+    .await;
+    wait_for(&authorities, &name, READY, "True", "Ready").await;
+    shop.identity("laptop", &name).await;
+    let trusts = shop.api::<ClientTrust>();
+    create(&trusts, &trust_yaml(&name, INGRESS, "Required")).await;
+    wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    shop.until("the laptop is let in", Some("laptop"), 200).await;
+    shop.until("nobody else is", None, 0).await;
+
+    let mount = shop.path("mount");
+    let secrets = shop.api::<Secret>();
+    let mut mounted = Mount::new(&mount);
+    mounted.sync(&secrets, "laptop-tls", &["tls.crt", "tls.key"]).await;
+    let first = Mount::current(&mount);
+    let (host, ca) = (shop.host.clone(), shop.path("server.pem"));
+    let ask = move |identity: &Path| curl_with(&host, &ca, Some(identity), None);
+    let traffic = Traffic::start(mount.clone(), ask.clone());
+    // What kubelet does for a pod that mounts the Secret.
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let sync = tokio::spawn(async move {
+        while !*stopped.borrow() {
+            mounted.sync(&secrets, "laptop-tls", &["tls.crt", "tls.key"]).await;
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    });
+    let states = async |wanted: &[(i64, CaState)]| {
+        eventually(&format!("{wanted:?}"), || async {
+            let status = authorities.get(&name).await.expect("an authority").status;
+            let generations = status.map(|status| status.generations).unwrap_or_default();
+            let found: Vec<_> = generations.iter().map(|one| (one.number, one.state)).collect();
+            (found == wanted).then_some(())
+        })
+        .await;
+    };
+
+    let now = jiff::Timestamp::now().to_string();
+    let request =
+        json!({"metadata": {"annotations": {"countersign.dev/rotate-requested-at": now}}});
+    patch(&authorities, &name, request).await;
+    states(&[(1, CaState::Active), (2, CaState::Prepared)]).await;
+    states(&[(1, CaState::Retiring), (2, CaState::Active)]).await;
+    let leaf = |folder: &Path| fs::read(folder.join("tls.crt")).expect("a certificate");
+    eventually("the laptop has a certificate of the new CA", || async {
+        (leaf(&Mount::current(&mount)) != leaf(&first)).then_some(())
+    })
+    .await;
+    assert_eq!(ask(&first).status, 200, "the one before is good until it expires");
+
+    patch(&authorities, &name, json!({"spec": {"compromisedGenerations": [1, 2]}})).await;
+    states(&[(1, CaState::Removed), (2, CaState::Removed), (3, CaState::Active)]).await;
+    let stolen = first;
+    eventually("a certificate of the compromised CA is refused", || async {
+        (ask(&stolen).status != 200).then_some(())
+    })
+    .await;
+    stop.send_replace(true);
+    sync.await.expect("the Secret was there all the time");
+    traffic.stop();
+    assert_eq!(ask(&Mount::current(&mount)).status, 200);
     shop.close().await;
 }
 

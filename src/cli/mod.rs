@@ -3,6 +3,7 @@
 mod check;
 pub mod crds;
 mod renew;
+mod rotate;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Have new certificates issued now, whatever the age of the present ones.
     Renew(renew::RenewArgs),
+    /// Have another CA take over from the present one of an authority.
+    Rotate(rotate::RotateArgs),
     /// Print the custom resource definitions, or write one file each into a folder.
     Crds {
         /// The folder; standard output when not given.
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => run_server(args),
         Command::Check { urls } => check::run(&urls),
         Command::Renew(args) => renew::run(&args),
+        Command::Rotate(args) => rotate::run(&args),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
     match result {
@@ -125,6 +129,22 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a short command against the cluster that KUBECONFIG, or the pod, names, with the namespace of
+/// the current context.
+fn with_client(
+    work: impl AsyncFnOnce(kube::Client, String) -> Result<(), String>,
+) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| error.to_string())?.block_on(async {
+        let config = kube::Config::infer().await.map_err(|error| {
+            format!("failed to find a cluster: set KUBECONFIG ({})", chain(&error))
+        })?;
+        let namespace = config.default_namespace.clone();
+        let client = Clients::new(config).map_err(|error| chain(&error))?.call;
+        work(client, namespace).await
+    })
 }
 
 fn run_controller(args: ControllerArgs) -> Result<(), String> {

@@ -6,13 +6,12 @@ use std::time::Duration;
 use clap::Args;
 use jiff::Timestamp;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client, Config, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::api::condition::READY;
 use crate::api::{ClientIdentity, annotation};
-use crate::cluster::client::Clients;
 use crate::controller::error::chain;
 
 /// How often the identities that are waited for are read.
@@ -43,14 +42,8 @@ pub(super) struct RenewArgs {
 
 /// Asks for the renewals; fails when one could not be asked for, or did not come in time.
 pub(super) fn run(args: &RenewArgs) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let config = Config::infer().await.map_err(|error| {
-            format!("failed to find a cluster: set KUBECONFIG ({})", chain(&error))
-        })?;
-        let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Clients::new(config).map_err(|error| chain(&error))?.call;
+    super::with_client(async |client, namespace| {
+        let namespace = args.namespace.clone().unwrap_or(namespace);
         renew(client, &namespace, args).await
     })
 }
