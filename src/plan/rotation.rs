@@ -448,6 +448,7 @@ mod tests {
     use super::*;
     use crate::api::ClientAuthoritySpec;
     use crate::pki::authority::tests::{instant, sample};
+    use proptest::prelude::*;
 
     const NOW: &str = "2026-05-01T10:00:00Z";
 
@@ -712,5 +713,129 @@ mod tests {
         }
         // About eleven years with a CA of 90 days, each replaced after 60: four steps for each.
         assert!((260..290).contains(&steps), "{steps}");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Hours(i64),
+        Request,
+        Compromise,
+        Change,
+        Issue,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0i64..2000).prop_map(Event::Hours),
+            1 => Just(Event::Request),
+            1 => Just(Event::Compromise),
+            1 => Just(Event::Change),
+            6 => Just(Event::Issue),
+        ]
+    }
+
+    /// The certificates of a simulated authority: which CA signed each, and when it expires.
+    struct Simulation {
+        case: Case,
+        leaves: Vec<(u32, Timestamp)>,
+    }
+
+    impl Simulation {
+        fn happen(&mut self, event: &Event, count: usize) {
+            let case = &mut self.case;
+            let active = case.decide().active.ok();
+            match event {
+                Event::Hours(hours) => case.now += SignedDuration::from_hours(*hours),
+                Event::Request => {
+                    let request = (annotation::ROTATE_REQUESTED_AT.to_owned(), count.to_string());
+                    case.authority.metadata.annotations = Some([request].into());
+                }
+                Event::Compromise => {
+                    let listed = &mut case.authority.spec.compromised_generations;
+                    listed.extend(active.map(i64::from));
+                }
+                Event::Change => case.source = Source::SelfSigned(count.to_string()),
+                Event::Issue => {
+                    let end = case.now + SignedDuration::from_hours(24 * 30);
+                    let ca = |n: u32| case.generations.iter().find(|one| one.number == n);
+                    if let Some(ca) = active.and_then(ca) {
+                        let last = ca.ca.as_ref().expect("usable").not_after;
+                        self.leaves.push((ca.number, end.min(last)));
+                    }
+                }
+            }
+        }
+
+        /// Takes steps until there is none, as the controller does.
+        fn settle(&mut self) {
+            for _ in 0..50 {
+                let now = self.case.now;
+                self.leaves.retain(|(_, end)| *end > now);
+                for one in &mut self.case.generations {
+                    one.live = self.leaves.iter().filter(|(ca, _)| *ca == one.number).count();
+                }
+                let Some(step) = self.case.step() else { return };
+                let numbers = |state| {
+                    let all = self.case.generations.iter().filter(move |one| one.state == state);
+                    all.map(|one| one.number).collect::<Vec<_>>()
+                };
+                match step {
+                    Step::Create { number, state, .. } => {
+                        assert!(numbers(Prepared).is_empty(), "one is prepared already");
+                        let mut facts = sample().facts().clone();
+                        facts.not_before = now;
+                        facts.not_after = now + SignedDuration::from_hours(24 * 90);
+                        let hash = match &self.case.source {
+                            Source::SelfSigned(hash) => hash.clone(),
+                            Source::Imported(_) => unreachable!("not in this simulation"),
+                        };
+                        self.case.generations.push(Generation {
+                            since: now,
+                            source_hash: Some(hash),
+                            requested: request(&self.case.authority).map(str::to_owned),
+                            ca: Ok(facts),
+                            ..generation(number, state)
+                        });
+                    }
+                    Step::Move { number, to } => {
+                        let live = self.leaves.iter().any(|(ca, _)| *ca == number);
+                        assert!(to != Removed || !live, "{number} has certificates");
+                        let mut all = self.case.generations.iter_mut();
+                        let one = all.find(|one| one.number == number).unwrap();
+                        (one.state, one.since) = (to, now);
+                    }
+                    Step::RevokeAll { number } => {
+                        assert!(numbers(Compromised).contains(&number));
+                        self.leaves.retain(|(ca, _)| *ca != number);
+                    }
+                    Step::Extend { .. } => unreachable!("nothing is imported"),
+                }
+            }
+            panic!("no end of steps: {:?}", self.case.generations);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+        #[test]
+        fn the_bundle_always_holds_the_signer_of_every_live_certificate(
+            events in proptest::collection::vec(event(), 0..60),
+        ) {
+            let mut simulation = Simulation { case: Case::new(&[]), leaves: Vec::new() };
+            simulation.settle();
+            for (count, event) in events.iter().enumerate() {
+                simulation.happen(event, count);
+                simulation.settle();
+                let generations = &simulation.case.generations;
+                for (ca, _) in &simulation.leaves {
+                    let signer = generations.iter().find(|one| one.number == *ca).unwrap();
+                    prop_assert!(signer.state != Removed, "{ca} is trusted no more: {events:?}");
+                }
+                let mut numbers: Vec<_> = generations.iter().map(|one| one.number).collect();
+                numbers.dedup();
+                prop_assert_eq!(numbers.len(), generations.len(), "a number is used twice");
+                prop_assert_eq!(generations.iter().filter(|one| one.state == Active).count(), 1);
+            }
+        }
     }
 }
