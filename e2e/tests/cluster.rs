@@ -219,6 +219,8 @@ async fn a1_the_examples_work_as_they_are() {
     println!("refused {:.1} s after the revocation was applied", started.elapsed().as_secs_f64());
     let revocations: Api<CertificateRevocation> = Api::namespaced(client.clone(), ns);
     wait_for(&revocations, "laptop-stolen", PUBLISHED, "True", "Published").await;
+    apply("07-lifecycle.yaml");
+    wait_for(&identities, "batch", READY, "True", "Issued").await;
     kubectl(&["delete", "namespace", ns, "--wait=false"], "");
 }
 

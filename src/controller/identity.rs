@@ -9,13 +9,14 @@ use kube::{Api, ResourceExt};
 use tracing::info;
 
 use super::context::{Context, Signing, index_key};
-use super::error::{Error, chain};
+use super::error::Error;
 use super::queue::Outcome;
-use super::{rollout, upkeep};
-use crate::api::condition::{Wanted, truncate};
+use super::settle::{put_status, settle, told, until};
+use super::upkeep;
+use crate::api::condition::truncate;
 use crate::api::identity::Reason;
-use crate::api::{ClientIdentity, ClientIdentityStatus, annotation};
-use crate::cluster::apply::{self, write};
+use crate::api::{ClientIdentity, annotation};
+use crate::cluster::apply::write;
 use crate::cluster::{FIELD_MANAGER, Key};
 use crate::metrics::IssuanceLabels;
 use crate::pki::issue::{IssueRequest, issue};
@@ -26,13 +27,12 @@ use crate::plan::identity::{
     AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder,
 };
 use crate::plan::ledger::{Issued, Record};
-use crate::plan::renewal::{next_look, renewal};
-use crate::plan::retry::{Failure, FailureReason, Repair, failed, held_until, is_drifting, repair};
+use crate::plan::renewal::renewal;
+use crate::plan::retry::{Repair, held_until, is_drifting, repair};
 use crate::plan::secret::{
     Current, Rendered, SecretView, last_writer, ownership, render_refresh, render_secret,
     view_metadata, view_secret,
 };
-use crate::plan::status::{Observed, status};
 use crate::plan::template::is_dressed;
 
 /// The controller's name in logs, metrics and events.
@@ -46,12 +46,6 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const LOADING: Duration = Duration::from_secs(5);
 /// A Secret that is not ours is not watched: somebody may have made room.
 const FOREIGN: Duration = Duration::from_secs(60);
-/// While a renewal is overdue, since the authority can't sign.
-const OVERDUE: Duration = Duration::from_secs(60);
-/// While a workload could not be restarted: it may be about to be created.
-const ROLLOUT: Duration = Duration::from_secs(60);
-/// Two looks at an identity are at most this far apart.
-const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
 /// Reconciles one identity.
 pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error> {
@@ -170,30 +164,6 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
 }
 
-/// The Secret holds what it should: ends what was superseded, restarts workloads, writes the status;
-/// tells when to look again.
-async fn settle(
-    context: &Context,
-    identity: &ClientIdentity,
-    current: &Current,
-    renewal: Timestamp,
-    now: Timestamp,
-) -> Result<Outcome, Error> {
-    let certificates = upkeep::certificates(context, identity);
-    let grace_ends =
-        upkeep::revoke_superseded(context, identity, current, &certificates, now).await?;
-    let rollout = rollout::restart(context, identity, current, &certificates, now).await;
-    let restarted = rollout.as_ref().is_none_or(|rollout| rollout.status);
-    put_status(context, identity, Some(current), Ok(()), None, rollout, now).await?;
-    let next = next_look(identity, renewal, now);
-    let mut wait = until(grace_ends.map_or(next, |end| end.min(next)), now);
-    if next <= now {
-        // Its authority can't sign, and wakes its identities when it can.
-        wait = until(current.not_after, now).min(OVERDUE);
-    }
-    Ok(Outcome::After(if restarted { wait } else { wait.min(ROLLOUT) }))
-}
-
 /// Must the Secret stay as it is for now, since an attempt has failed or another writer changes it again
 /// and again? Then until when. Otherwise a repair is counted. `repairs` says that the Secret is not what
 /// was written: by the hand of others, unless the spec has changed or nothing was written yet.
@@ -229,26 +199,6 @@ async fn hold(
     let ready = Err((Reason::Drifted, failure.last.message.clone()));
     put_status(context, identity, current, ready, Some(failure), None, now).await?;
     Ok(Some(Outcome::After(until(next, now))))
-}
-
-/// Tells of a failure in status. What passes by itself is not told as long as the present certificate is
-/// good; the queue tries again soon enough.
-async fn told(
-    context: &Context,
-    identity: &ClientIdentity,
-    error: Error,
-    still_good: bool,
-    now: Timestamp,
-) -> Result<Error, Error> {
-    let reason = error.failure();
-    if error.is_conflict() || (still_good && reason == FailureReason::Unavailable) {
-        return Ok(error);
-    }
-    let failure = failed(identity, reason, |_| chain(&error), now);
-    let message = format!("{}; next try at {}", failure.last.message, failure.next_try);
-    let ready = Err((Reason::IssuanceFailed, message));
-    put_status(context, identity, None, ready, Some(failure), None, now).await?;
-    Ok(error)
 }
 
 /// A Secret as it was found.
@@ -459,37 +409,6 @@ async fn issue_into(
     Ok(current)
 }
 
-/// Writes the status when it differs, and tells of a condition that is news.
-async fn put_status(
-    context: &Context,
-    identity: &ClientIdentity,
-    current: Option<&Current>,
-    ready: Result<(), (Reason, String)>,
-    failure: Option<Failure>,
-    rollout: Option<Wanted>,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let before = identity.status.clone().unwrap_or_default();
-    let certificates = upkeep::certificates(context, identity);
-    let observed = Observed { current, ready, failure, certificates: &certificates, rollout };
-    let wanted: ClientIdentityStatus = status(identity, observed, now);
-    if wanted == before {
-        return Ok(());
-    }
-    let namespace = identity.namespace().unwrap_or_default();
-    let api: Api<ClientIdentity> = Api::namespaced(context.client.clone(), &namespace);
-    let written = apply::status(&api, &identity.name_any(), &wanted).await?;
-    context.wrote(NAME, &written);
-    for told in wanted.conditions.iter().filter(|condition| condition.status == "False") {
-        let known = before.conditions.iter().find(|condition| condition.type_ == told.type_);
-        if known.is_none_or(|known| known.reason != told.reason) {
-            info!(condition = told.type_, reason = told.reason, message = told.message, "told");
-            context.events.warning(identity, "Issue", &told.reason, &told.message).await;
-        }
-    }
-    Ok(())
-}
-
 fn has_certificate(identity: &ClientIdentity) -> bool {
     identity.status.as_ref().is_some_and(|status| status.serial_number.is_some())
 }
@@ -501,10 +420,4 @@ async fn is_terminating(context: &Context, namespace: &str) -> Result<bool, Erro
         .await
         .map_err(|source| Error::Read { object: format!("Namespace {namespace}"), source })?;
     Ok(found.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
-}
-
-fn until(time: Timestamp, now: Timestamp) -> Duration {
-    let wait = Duration::try_from(time.duration_since(now)).unwrap_or(Duration::ZERO);
-    // Whole seconds and one more: never awake just before the renewal is due.
-    wait.min(LONGEST) + Duration::from_secs(1)
 }

@@ -11,5 +11,6 @@ pub mod queue;
 pub mod revocation;
 mod rollout;
 pub mod run;
+mod settle;
 pub mod trust;
 pub mod upkeep;
