@@ -20,7 +20,7 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::api::{DynamicObject, ListParams, LogParams, PostParams};
+use kube::api::{DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
@@ -619,6 +619,9 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
         ("escalate", "clusterroles", "rbac.authorization.k8s.io"),
         ("impersonate", "users", ""),
         ("update", "ingresses", "networking.k8s.io"),
+        ("update", "deployments", "apps"),
+        ("list", "deployments", "apps"),
+        ("patch", "replicasets", "apps"),
     ] {
         assert!(
             !may(&client, CONTROLLER, verb, resource, group, &ns).await,
@@ -667,6 +670,40 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
     as_controller.replace("ours", &PostParams::default(), &ours).await.expect("a Secret of ours");
     let kept = secrets.get("foreign").await.expect("a Secret");
     assert_eq!(kept.data.expect("data")["password"].0, b"theirs");
+}
+
+#[tokio::test]
+async fn d1_workloads_may_be_restarted_and_not_changed_otherwise() {
+    let client = client().await;
+    let ns = namespace(&client, "restarts").await;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &ns);
+    let yaml = "{metadata: {name: web, labels: {x: one}}, spec: {replicas: 0, selector: {matchLabels: \
+                {a: b}}, template: {metadata: {labels: {a: b}, annotations: {keep: me}}, spec: \
+                {containers: [{name: c, image: i}]}}}}";
+    create(&deployments, yaml).await;
+    let as_controller: Api<Deployment> = Api::namespaced(client_as(CONTROLLER).await, &ns);
+    let annotated = |annotations: serde_json::Value| json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
+    let image = json!({"template": {"spec": {"containers": [{"name": "c", "image": "other"}]}}});
+    for (body, allowed) in [
+        (annotated(json!({"countersign.dev/restarted-for-serial": "0a"})), true),
+        (annotated(json!({"countersign.dev/restarted-for-serial": "0b"})), true),
+        (annotated(json!({"keep": "other"})), false),
+        (annotated(json!({"keep": null})), false),
+        (annotated(json!({"other": "x"})), false),
+        (json!({"spec": {"replicas": 3}}), false),
+        (json!({"spec": {"minReadySeconds": 3}}), false),
+        (json!({"spec": {"template": {"spec": {"hostNetwork": true}}}}), false),
+        (json!({"spec": image}), false),
+        (json!({"metadata": {"labels": {"x": "two"}}}), false),
+    ] {
+        let (params, change) = (PatchParams::default(), Patch::Merge(&body));
+        match as_controller.patch("web", &params, &change).await {
+            Ok(_) => assert!(allowed, "{body}"),
+            Err(error) => {
+                assert!(!allowed && error.to_string().contains("only restart"), "{body}: {error}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -406,6 +406,38 @@ async fn retained_certificates_outlive_their_identity() {
 }
 
 #[tokio::test]
+async fn retained_certificates_outlive_their_namespace() {
+    let (place, operator) = Place::new("wiped").await;
+    let retained = place.issued("retained", ", deletionPolicy: Retain").await;
+    let revoked = place.issued("revoked", "").await;
+    operator.kill();
+    // What the namespace controller does, of which there is none in this control plane.
+    let namespaces: Api<Namespace> = Api::all(place.client.clone());
+    namespaces.delete(&place.namespace, &DeleteParams::default()).await.expect("deleted");
+    for name in ["retained", "revoked"] {
+        delete(&place.identities, name).await;
+        delete(&place.secrets, &format!("{name}-tls")).await;
+    }
+    let mut namespace = namespaces.get(&place.namespace).await.expect("it is on its way");
+    namespace.spec.get_or_insert_default().finalizers = None;
+    let body = serde_json::to_vec(&namespace).expect("JSON");
+    let uri = format!("/api/v1/namespaces/{}/finalize", place.namespace);
+    let request = http::Request::put(uri).header("Content-Type", "application/json").body(body);
+    place.client.request_text(request.expect("a request")).await.expect("finalized");
+    eventually("the namespace is gone", || async {
+        namespaces.get_opt(&place.namespace).await.expect("an answer").is_none().then_some(())
+    })
+    .await;
+
+    let _operator = Operator::start(&place.plane);
+    eventually("what is not retained is revoked", || async {
+        is_revoked(&place.client, &revoked).await.then_some(())
+    })
+    .await;
+    assert!(!is_revoked(&place.client, &retained).await);
+}
+
+#[tokio::test]
 async fn workloads_restart_once_for_each_certificate() {
     let (place, operator) = Place::new("rollout").await;
     let deployments: Api<Deployment> = Api::namespaced(place.client.clone(), &place.namespace);

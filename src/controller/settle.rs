@@ -96,7 +96,12 @@ pub(super) async fn put_status(
     for told in wanted.conditions.iter().filter(|condition| condition.status == "False") {
         let known = before.conditions.iter().find(|condition| condition.type_ == told.type_);
         if known.is_none_or(|known| known.reason != told.reason) {
-            info!(condition = told.type_, reason = told.reason, message = told.message, "condition does not hold");
+            info!(
+                condition = told.type_,
+                reason = told.reason,
+                message = told.message,
+                "condition does not hold"
+            );
             context.events.warning(identity, "Issue", &told.reason, &told.message).await;
         }
     }
