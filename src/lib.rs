@@ -14,3 +14,4 @@ pub mod pki;
 pub mod plan;
 pub mod serve;
 pub mod telemetry;
+pub mod token;

@@ -11,12 +11,13 @@ use countersign::cli::crds;
 
 /// What each module may use. The direction keeps `pki` and `plan` free of I/O.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["api", "cluster", "controller", "metrics", "serve", "telemetry"]),
-    ("controller", &["api", "cluster", "ingress", "metrics", "pki", "plan"]),
+    ("cli", &["api", "cluster", "controller", "metrics", "serve", "telemetry", "token"]),
+    ("controller", &["api", "cluster", "ingress", "metrics", "pki", "plan", "token"]),
     ("serve", &["api", "cluster", "metrics", "pki", "plan"]),
     ("cluster", &["api", "plan"]),
     ("plan", &["api", "ingress", "pki"]),
     ("ingress", &["api", "pki"]),
+    ("token", &["pki"]),
     ("pki", &[]),
     ("api", &[]),
     ("metrics", &[]),

@@ -251,12 +251,12 @@ fn pkcs8(algorithm: &[u8], key: &[u8]) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(der::tlv(SEQUENCE, &content))
 }
 
-fn rsa_encryption() -> Vec<u8> {
+pub(super) fn rsa_encryption() -> Vec<u8> {
     let oid = der::tlv(OID, &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01]);
     der::tlv(SEQUENCE, &[&oid[..], &[5, 0]].concat())
 }
 
-fn ec_public_key(curve: &[u8]) -> Vec<u8> {
+pub(super) fn ec_public_key(curve: &[u8]) -> Vec<u8> {
     let oid = der::tlv(OID, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01]);
     der::tlv(SEQUENCE, &[&oid[..], curve].concat())
 }

@@ -14,6 +14,7 @@ pub mod lint;
 pub mod name;
 pub mod profile;
 pub mod public_key;
+pub mod raw;
 pub mod serial;
 pub mod syntax;
 pub mod verify;
