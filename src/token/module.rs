@@ -109,17 +109,18 @@ impl Module {
         })
     }
 
-    /// Works in the open session. If that fails, whatever the reason, once more in a new one: a token that
-    /// was restarted, reset or plugged in anew shows itself in many ways, down to keys that are not found.
+    /// Works in the open session. If the token fails there, or a key is not found, once more in a new one: a
+    /// token that was restarted, reset or plugged in anew shows itself in many ways.
     fn in_session<R>(
         &mut self,
         work: impl Fn(&Self, &mut Open) -> Result<R, TokenError>,
     ) -> Result<R, TokenError> {
-        if let Some(mut open) = self.open.take()
-            && let Ok(result) = work(self, &mut open)
-        {
-            self.open = Some(open);
-            return Ok(result);
+        if let Some(mut open) = self.open.take() {
+            let result = work(self, &mut open);
+            if !matches!(result, Err(TokenError::Failed { .. } | TokenError::NoKey { .. })) {
+                self.open = Some(open);
+                return result;
+            }
         }
         let mut open = self.connect()?;
         let result = work(self, &mut open);
