@@ -30,7 +30,17 @@ use cryptoki::session::Session;
 use jiff::{Timestamp, ToSpan};
 use tempfile::TempDir;
 
-use support::{program, run};
+use countersign::api::condition::{PUBLISHED, READY};
+use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
+use countersign::pki::crl::CrlFacts;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::api::ListParams;
+use kube::{Api, Client};
+use serde_json::json;
+
+use support::control_plane::ControlPlane;
+use support::operator::{NAMESPACE, Operator};
+use support::{condition, create, eventually, namespace, patch, program, run, wait_for};
 
 const LABEL: &str = "Countersign test";
 const PIN: &str = "correct-horse";
@@ -511,4 +521,233 @@ fn what_is_no_module_is_named() {
         let error = Token::open(scene.config(scene.path("empty.so"))).expect_err("no functions");
         assert!(error.to_string().contains("C_GetFunctionList"), "{error}");
     });
+}
+
+/// An operator with a token, beside a real API server.
+struct Cluster {
+    plane: ControlPlane,
+    client: Client,
+    namespace: String,
+    token: TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let plane = ControlPlane::start().await;
+        plane.install_crds().await;
+        let client = plane.client().await;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let namespace = namespace(&client, "token").await;
+        Self { plane, client, namespace, token: fresh_token() }
+    }
+
+    fn scene(&self) -> Scene {
+        Scene(self.token.path().to_owned())
+    }
+
+    fn operator(&self) -> Operator {
+        let scene = self.scene();
+        let (pin, conf) = (scene.path("pin"), scene.path("softhsm2.conf"));
+        let arguments = [
+            "--pkcs11-module",
+            softhsm(),
+            "--pkcs11-token-label",
+            LABEL,
+            "--pkcs11-pin-file",
+            &pin.to_string_lossy(),
+        ];
+        let environment = [("SOFTHSM2_CONF", &*conf.to_string_lossy())];
+        Operator::start_in(&self.plane, "controller", &arguments, &environment)
+    }
+
+    fn authorities(&self) -> Api<ClientAuthority> {
+        Api::all(self.client.clone())
+    }
+
+    fn identities(&self) -> Api<ClientIdentity> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn revocations(&self) -> Api<CertificateRevocation> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The CAs' Secrets.
+    async fn ca_secrets(&self) -> Vec<Secret> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let cas = ListParams::default().labels("countersign.dev/component=ca");
+        api.list(&cas).await.expect("the API server answers").items
+    }
+
+    async fn ledger_versions(&self) -> Vec<Option<String>> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let ledger = ListParams::default().labels("countersign.dev/component=ledger");
+        let found = api.list(&ledger).await.expect("the API server answers").items;
+        found.into_iter().map(|segment| segment.metadata.resource_version).collect()
+    }
+
+    async fn crl(&self, generation: u32) -> CrlFacts {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let found = api.get(&format!("crl-clients-{generation}")).await.expect("a CRL");
+        crl::read(&found.binary_data.expect("data")["crl.der"].0).expect("a CRL")
+    }
+
+    async fn identity(&self, name: &str, reason: &str) -> ClientIdentity {
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: clients}}, commonName: {name}, \
+             secretName: {name}-tls}}}}"
+        );
+        create(&self.identities(), &yaml).await;
+        let status = if reason == "Issued" { "True" } else { "False" };
+        wait_for(&self.identities(), name, READY, status, reason).await
+    }
+
+    async fn revoke(&self, name: &str) {
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{identityRef: {{name: {name}}}, reason: KeyCompromise}}}}"
+        );
+        create(&self.revocations(), &yaml).await;
+        wait_for(&self.revocations(), name, PUBLISHED, "True", "Published").await;
+    }
+
+    async fn wait_for_authority(&self, status: &str, reason: &str) -> ClientAuthority {
+        wait_for(&self.authorities(), "clients", READY, status, reason).await
+    }
+
+    async fn is_ready(&self, name: &str) -> bool {
+        let identity = self.identities().get(name).await.expect("an identity");
+        let conditions = identity.status.expect("a status").conditions;
+        condition(&conditions, READY).is_some_and(|ready| ready.status == "True")
+    }
+}
+
+const AUTHORITY: &str = "{metadata: {name: clients}, spec: {rotation: {preparation: 0s}, \
+     selfSigned: {commonName: Token CA, custody: PKCS11, privateKey: {algorithm: ECDSA, size: 384}}}}";
+
+#[tokio::test]
+async fn an_authority_lives_on_its_token() {
+    let cluster = Cluster::start().await;
+    let scene = cluster.scene();
+
+    // No token, no CA: nothing is made in its place.
+    scene.unplug();
+    let operator = cluster.operator();
+    create(&cluster.authorities(), AUTHORITY).await;
+    let waiting = cluster.wait_for_authority("False", "TokenUnavailable").await;
+    let conditions = waiting.status.expect("a status").conditions;
+    let message = &condition(&conditions, READY).expect("a condition").message;
+    assert!(message.contains(LABEL) && message.contains("is not there"), "{message}");
+    assert_eq!(cluster.ca_secrets().await, []);
+
+    // The key is made in the token, and stays there.
+    scene.plug_in();
+    cluster.wait_for_authority("True", "Ready").await;
+    let [ca] = &cluster.ca_secrets().await[..] else { panic!("one CA") };
+    let data = ca.data.as_ref().expect("data");
+    assert_eq!(data.keys().collect::<Vec<_>>(), ["pkcs11-uri", "tls.crt"]);
+    let uri: KeyUri = String::from_utf8_lossy(&data["pkcs11-uri"].0).parse().expect("a URI");
+    assert!(uri.object.starts_with("ca-clients-1-"), "{uri}");
+
+    // Issued, revoked, published.
+    cluster.identity("laptop", "Issued").await;
+    cluster.identity("stolen", "Issued").await;
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    for name in ["laptop", "stolen"] {
+        let secret = secrets.get(&format!("{name}-tls")).await.expect("a Secret");
+        let data = secret.data.expect("data");
+        scene.write(&format!("{name}.pem"), &data["tls.crt"].0);
+        scene.write("ca.pem", &data["ca.crt"].0);
+    }
+    cluster.revoke("stolen").await;
+    let crls: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    let crl_map = crls.get("crl-clients-1").await.expect("a CRL");
+    scene.write("crl.pem", crl::to_pem(&crl_map.binary_data.expect("data")["crl.der"].0));
+    let verify = |leaf| {
+        let check = ["verify", "-CAfile", "ca.pem", "-crl_check", "-CRLfile", "crl.pem", leaf];
+        scene.openssl(&check)
+    };
+    verify("laptop.pem").expect("it is good");
+    let error = verify("stolen.pem").expect_err("it is revoked");
+    assert!(error.contains("certificate revoked"), "{error}");
+    let status = cluster.wait_for_authority("True", "Ready").await.status.expect("a status");
+    assert_eq!(status.generations.len(), 1);
+
+    // The token goes. Good certificates stay so, the CRL stays, nothing is minted or written down.
+    scene.unplug();
+    let before = cluster.crl(1).await;
+    cluster.wait_for_authority("False", "TokenUnavailable").await;
+    let ledger = cluster.ledger_versions().await;
+    cluster.identity("late", "AuthorityNotReady").await;
+    assert!(cluster.is_ready("laptop").await);
+    assert_eq!(operator.stop().code(), Some(0));
+    let operator = cluster.operator();
+    cluster.identity("later", "AuthorityNotReady").await;
+    cluster.wait_for_authority("False", "TokenUnavailable").await;
+    assert!(cluster.is_ready("laptop").await);
+    assert_eq!(cluster.crl(1).await, before);
+    assert_eq!(cluster.ca_secrets().await.len(), 1);
+    assert_eq!(cluster.ledger_versions().await, ledger, "serials of nothing");
+
+    // It comes back, and all goes on by itself.
+    scene.plug_in();
+    cluster.wait_for_authority("True", "Ready").await;
+    for name in ["late", "later"] {
+        wait_for(&cluster.identities(), name, READY, "True", "Issued").await;
+    }
+    cluster.revoke("late").await;
+    assert!(cluster.crl(1).await.number > before.number);
+
+    // Another custody is another CA. The one before goes on signing its CRL in the token.
+    let spec = json!({"spec": {"selfSigned": {"custody": "Secret"}}});
+    patch(&cluster.authorities(), "clients", spec).await;
+    eventually("generation 2 signs, with a key in its Secret", || async {
+        let secrets = cluster.ca_secrets().await;
+        let second =
+            secrets.iter().find(|one| one.metadata.name.as_deref() == Some("ca-clients-2"))?;
+        let keys: Vec<_> = second.data.as_ref()?.keys().collect();
+        assert_eq!(keys, ["tls.crt", "tls.key"]);
+        let state = second.metadata.annotations.as_ref()?.get("countersign.dev/state")?;
+        (state == "Active").then_some(())
+    })
+    .await;
+    let number = cluster.crl(1).await.number;
+    cluster.revoke("laptop").await;
+    eventually("the CRL of generation 1 is signed anew", || async {
+        let facts = cluster.crl(1).await;
+        (facts.number > number && facts.serials.len() == 3).then_some(())
+    })
+    .await;
+
+    let log = operator.log();
+    assert!(log.contains("published a CRL") && !log.contains(PIN), "{log}");
+    assert_eq!(operator.stop().code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_operator_without_a_token_says_so_and_a_wrong_module_ends_the_start() {
+    let cluster = Cluster::start().await;
+    let operator = Operator::start(&cluster.plane);
+    create(&cluster.authorities(), AUTHORITY).await;
+    let waiting = cluster.wait_for_authority("False", "TokenUnavailable").await;
+    let conditions = waiting.status.expect("a status").conditions;
+    let message = &condition(&conditions, READY).expect("a condition").message;
+    assert!(message.contains("--pkcs11-module"), "{message}");
+    operator.stop();
+
+    let start = |arguments: &[&str]| {
+        let output = Command::new(support::control_plane::binary())
+            .arg("controller")
+            .args(arguments)
+            .env("KUBECONFIG", "/nowhere")
+            .output()
+            .expect("it starts");
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let error = start(&["--pkcs11-module", "/nowhere/module.so"]);
+    assert!(error.contains("--pkcs11-token-label"), "{error}");
+    let rest = ["--pkcs11-token-label", LABEL, "--pkcs11-pin-file", "/nowhere/pin"];
+    let error = start(&[&["--pkcs11-module", "/nowhere/module.so"], &rest[..]].concat());
+    assert!(error.contains("failed to load PKCS#11 module /nowhere/module.so"), "{error}");
 }

@@ -78,6 +78,10 @@ pub struct SelfSigned {
     /// The key of the CA.
     #[serde(default)]
     pub private_key: CaPrivateKey,
+    /// Where the keys of CAs are made and kept. A change concerns the next CA, which takes over by
+    /// rotation; each one, and a root, stays where it was made.
+    #[serde(default)]
+    pub custody: Custody,
     /// How many CAs may follow below the one that signs clients' certificates (RFC 5280 section 4.2.1.9).
     #[serde(default)]
     #[schemars(range(min = 0, max = 8))]
@@ -104,6 +108,17 @@ pub struct CaPrivateKey {
     /// Size in bits: the curve with ECDSA (256 when not set), the modulus with RSA (2048 when not set).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<i32>,
+}
+
+/// Where the key of a CA is kept.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum Custody {
+    /// In a Secret of the operator's namespace.
+    #[default]
+    Secret,
+    /// In the PKCS #11 token that the operator is configured with: made there, and never outside. The
+    /// Secret then says where it lies.
+    PKCS11,
 }
 
 /// The algorithm of a CA's key.

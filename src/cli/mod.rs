@@ -16,13 +16,14 @@ use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::cluster::client::Clients;
 use crate::controller::error::chain;
 use crate::metrics::Metrics;
 use crate::serve::health;
 use crate::telemetry::{self, LogFormat};
+use crate::token::{Token, TokenConfig};
 use crate::{controller, serve};
 
 /// Client certificates for Kubernetes: issue, rotate, revoke, publish CRLs, configure ingress trust.
@@ -96,6 +97,27 @@ struct ControllerArgs {
         default_value = "http://countersign-server.countersign.svc:8081"
     )]
     gate_url: String,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+/// The token for authorities with `custody: PKCS11`.
+#[derive(Args)]
+struct TokenArgs {
+    /// PKCS #11 module, a shared library: CA keys are made and kept in a token.
+    #[arg(
+        long,
+        env = "PKCS11_MODULE",
+        value_name = "FILE",
+        requires_all = ["pkcs11_token_label", "pkcs11_pin_file"]
+    )]
+    pkcs11_module: Option<PathBuf>,
+    /// Label of the token.
+    #[arg(long, env = "PKCS11_TOKEN_LABEL", value_name = "LABEL", requires = "pkcs11_module")]
+    pkcs11_token_label: Option<String>,
+    /// File that holds the PIN of the token's user; read at each login.
+    #[arg(long, env = "PKCS11_PIN_FILE", value_name = "FILE", requires = "pkcs11_module")]
+    pkcs11_pin_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -152,7 +174,9 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         args.watch_namespaces.into_iter().filter(|namespace| !namespace.is_empty()).collect();
     namespaces.sort();
     namespaces.dedup();
+    let token = args.token.open()?;
     let config = controller::run::Config {
+        token: token.clone(),
         namespace: args.process.namespace.clone(),
         namespaces,
         identity: args.replica,
@@ -161,9 +185,26 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         gate_url: args.gate_url.trim_end_matches('/').to_owned(),
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {
+        // One that is absent may come yet, and authorities without it go on.
+        if let Some(Err(error)) = token.map(|token| token.check()) {
+            warn!(%error, "the PKCS#11 token can't be used now");
+        }
         let result = controller::run::run(config, clients, metrics, ready, shutdown).await;
         result.map_err(|error| chain(&error))
     })
+}
+
+impl TokenArgs {
+    /// Loads the module. What can't come right by itself ends the start.
+    fn open(self) -> Result<Option<Token>, String> {
+        let (Some(module), Some(label), Some(pin_file)) =
+            (self.pkcs11_module, self.pkcs11_token_label, self.pkcs11_pin_file)
+        else {
+            return Ok(None);
+        };
+        let token = Token::open(TokenConfig { module, label, pin_file });
+        token.map(Some).map_err(|error| format!("--pkcs11-module: {error}"))
+    }
 }
 
 fn run_server(args: ServeArgs) -> Result<(), String> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use kube::{Api, ResourceExt};
 use rustls_pki_types::CertificateDer;
+use tracing::warn;
 
 use super::context::{Ca, Context, Generation, Signing};
 use super::crl;
@@ -34,6 +35,10 @@ const LONGEST: Duration = Duration::from_secs(600);
 const LOOK_AT_SOURCE: Duration = Duration::from_secs(60);
 /// While a new trust bundle spreads.
 const SPREADING: Duration = Duration::from_secs(2);
+/// A token that works is looked at after this time: one that went shall be known before it is needed.
+const LOOK_AT_TOKEN: Duration = Duration::from_secs(30);
+/// A token that is away may come back.
+const TOKEN_AWAY: Duration = Duration::from_secs(5);
 /// More steps than this are not taken at once.
 const STEPS: usize = 8;
 
@@ -48,6 +53,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     let now = Timestamp::now();
     let (cas, mut decision) = rotate(&context, &authority, now).await?;
+    let stopped = decision.active.as_ref().ok().and_then(|number| stopped(&cas, *number));
     let crls = keep_crls(&context, &authority, &cas, now).await;
 
     // Whatever fails there must not keep a CRL from being published: an expired one shuts out all.
@@ -55,13 +61,22 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     for ca in cas.iter().filter(|ca| ca.state != CaState::Root) {
         orphans = orphans.and(revoke_orphans(&context, &ca.key, now).await);
     }
-    let Crls { generations, is_new, trouble, next } = crls?;
+    let crls = match crls {
+        // Not even its first CRL could be signed.
+        Err(error) if stopped.is_some() && context.signing(&key.name).is_none() => {
+            warn!(error = chain(&error), "no CRL is published yet");
+            Crls { next: LONGEST, ..Crls::default() }
+        }
+        other => other?,
+    };
+    let Crls { generations, is_new, trouble, next } = crls;
     crl::measure(&context, &key.name, &generations);
     let signing = match &decision.active {
-        Ok(number) => signing(&authority, generations, *number),
+        Ok(number) => signing(&authority, generations, *number, stopped.is_none()),
         Err(_) => None,
     };
-    let ready = match (&decision.active, trouble) {
+    let has_stopped = stopped.is_some();
+    let ready = match (&decision.active, stopped.or(trouble)) {
         (Err(refusal), _) => refusal.clone(),
         (Ok(_), Some(trouble)) => trouble,
         (Ok(_), None) => {
@@ -79,6 +94,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     if cas.iter().any(|ca| ca.state == CaState::Prepared) {
         wait = wait.min(SPREADING);
+    }
+    if has_stopped || ready.reason == Reason::TokenUnavailable.as_str() {
+        wait = wait.min(TOKEN_AWAY);
+    } else if cas.iter().any(|ca| ca.in_token) {
+        wait = wait.min(LOOK_AT_TOKEN);
     }
     if let Some(next) = decision.next {
         let until = Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO);
@@ -131,6 +151,11 @@ async fn rotate(
             generations::carry_out(context, authority, &cas, imported.as_ref(), &step, now).await;
         match taken {
             Ok(()) => cas = generations::reload(context, &name).await?,
+            // The first CA is made when the token is there.
+            Err(Error::Token(error)) if decision.active.is_err() => {
+                decision.active = Err(token_unavailable(&error.to_string()));
+                return Ok((cas, decision));
+            }
             // As long as one can sign, what keeps another from being made is only told.
             Err(error) if decision.active.is_ok() && !error.is_conflict() => {
                 let message = format!("another CA can't take over: {}", chain(&error));
@@ -144,6 +169,20 @@ async fn rotate(
         }
     }
     unreachable!("the last round returns")
+}
+
+/// Why the active CA can't sign now, if its key is in a token that does not work.
+fn stopped(cas: &[Ca], active: u32) -> Option<Wanted> {
+    let active = cas.iter().find(|ca| ca.key.generation == active && ca.in_token)?;
+    let why = active.authority.as_ref().ok()?.signer().check().err()?;
+    Some(token_unavailable(&why.0))
+}
+
+fn token_unavailable(why: &str) -> Wanted {
+    let message = format!(
+        "{why}. Until the token works again nothing is signed: certificates and the CRL in service stay good until they expire"
+    );
+    Wanted::no(READY, Reason::TokenUnavailable.as_str(), message)
 }
 
 /// The roots of all CAs that are trusted, each once.
@@ -163,6 +202,7 @@ fn bundle(roots: &[CertificateDer<'_>]) -> String {
 }
 
 /// The CRLs of an authority after they were looked after.
+#[derive(Default)]
 struct Crls {
     generations: Vec<Generation>,
     is_new: bool,
@@ -178,7 +218,7 @@ async fn keep_crls(
     now: Timestamp,
 ) -> Result<Crls, Error> {
     let known = context.signing(&authority.name_any());
-    let mut crls = Crls { generations: Vec::new(), is_new: false, trouble: None, next: LONGEST };
+    let mut crls = Crls { next: LONGEST, ..Crls::default() };
     let mut failed = None;
     for ca in cas.iter().filter(|ca| ca.state != CaState::Removed) {
         let Ok(signer) = &ca.authority else { continue };
@@ -210,6 +250,7 @@ fn signing(
     authority: &ClientAuthority,
     generations: Vec<Generation>,
     active: u32,
+    can_sign: bool,
 ) -> Option<Arc<Signing>> {
     let active = generations.iter().position(|one| one.key.generation == active)?;
     let mut roots: Vec<CertificateDer<'static>> = Vec::new();
@@ -222,6 +263,7 @@ fn signing(
     let within = authority.spec.rotation.reissue_within;
     Some(Arc::new(Signing {
         active,
+        can_sign,
         bundle_hash: sha256_hex(bundle.as_bytes()),
         bundle,
         roots,
@@ -242,7 +284,8 @@ fn take_over(context: &Context, name: &str, signing: Arc<Signing>, new_crl: bool
     let shape = |signing: &Signing| {
         let states: Vec<_> =
             signing.generations.iter().map(|one| (one.key.generation, one.state)).collect();
-        (states, signing.bundle_hash.clone(), signing.crl_base.clone(), signing.reissue_within)
+        let how = (signing.crl_base.clone(), signing.reissue_within, signing.can_sign);
+        (states, signing.bundle_hash.clone(), how)
     };
     if before.as_ref().map(|before| shape(before)) != Some(shape(&signing)) {
         wake_users(context, name);

@@ -27,6 +27,7 @@ use crate::pki::crl::CrlFacts;
 use crate::pki::{CertificateAuthority, Serial};
 use crate::plan::authority::{is_ca, key_of};
 use crate::plan::ledger::CaKey;
+use crate::token::Token;
 
 /// What the watches saw.
 #[derive(Clone)]
@@ -112,6 +113,8 @@ pub struct Ca {
     pub requested: Option<String>,
     /// Hash of what it was made from.
     pub source_hash: Option<String>,
+    /// Is its key in a token?
+    pub in_token: bool,
     /// The CA, or why it can't be used.
     pub authority: Result<Arc<CertificateAuthority>, String>,
     /// resourceVersion of its Secret.
@@ -140,6 +143,8 @@ pub struct Signing {
     pub generations: Vec<Generation>,
     /// The place of the one that signs.
     pub active: usize,
+    /// Can it sign now? Not while its key is in a token that is away.
+    pub can_sign: bool,
     /// The roots, each once: what verifiers trust.
     pub roots: Vec<CertificateDer<'static>>,
     /// The same as PEM: the trust bundle.
@@ -193,6 +198,8 @@ pub struct Context {
     pub namespace: String,
     /// Base URL of the gate.
     pub gate_url: String,
+    /// The token that holds CA keys, if there is one.
+    pub token: Option<Token>,
     /// What the watches saw.
     pub stores: Stores,
     /// The queues.

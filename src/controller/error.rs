@@ -4,9 +4,11 @@ use crate::cluster::apply::WriteError;
 use crate::cluster::ledger::LedgerError;
 use crate::pki::authority::AuthorityError;
 use crate::pki::crl::CrlError;
+use crate::pki::encode::EncodeError;
 use crate::pki::issue::IssueError;
 use crate::pki::verify::VerifyError;
 use crate::plan::retry::FailureReason;
+use crate::token::TokenError;
 
 /// A failed reconcile.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,9 @@ pub enum Error {
         "the root of the authority can't sign: {0}; put its key back into its Secret for the rotation"
     )]
     Root(String),
+    /// The token that shall hold a CA's key does not work.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// Signing a certificate failed.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -54,6 +59,7 @@ impl Error {
             Self::Read { .. } => "read",
             Self::Ledger(_) => "ledger",
             Self::Authority(_) | Self::Root(_) => "authority",
+            Self::Token(_) => "token",
             Self::Issue(_) => "issue",
             Self::Verify(_) => "verify",
             Self::Crl(_) => "crl",
@@ -68,6 +74,7 @@ impl Error {
     /// What kind of failure it is to an identity.
     pub const fn failure(&self) -> FailureReason {
         match self {
+            _ if self.is_signing() => FailureReason::Unavailable,
             Self::Authority(_)
             | Self::Root(_)
             | Self::Issue(_)
@@ -76,6 +83,11 @@ impl Error {
             _ if self.is_refusal() => FailureReason::Refused,
             _ => FailureReason::Unavailable,
         }
+    }
+
+    /// Did the CA's key not sign, which is to say that its token is away?
+    pub const fn is_signing(&self) -> bool {
+        matches!(self, Self::Issue(IssueError::Encode(EncodeError::Sign(_))))
     }
 
     /// Did the API server refuse what we wrote, so that repeating it alone will not help?

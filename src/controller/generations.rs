@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::context::{Ca, Context};
 use super::error::Error;
-use crate::api::authority::{CaKeyAlgorithm, CaState, NameConstraints, SelfSigned};
+use crate::api::authority::{CaKeyAlgorithm, CaState, Custody, NameConstraints, SelfSigned};
 use crate::api::condition::truncate;
 use crate::api::revocation::RevocationReason;
 use crate::api::{ClientAuthority, annotation, label};
@@ -22,14 +22,16 @@ use crate::cluster::apply::write;
 use crate::ingress::object_name;
 use crate::metrics::authority as authority_label;
 use crate::pki::authority::{self, CaParams, Subtree};
+use crate::pki::key::Signer;
 use crate::pki::name::{Attribute, Name};
 use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial};
 use crate::plan::authority::{
-    BACKDATE, crl_url, key_of, read_secret, render_secret, secret_key, secret_name, set_state,
-    text_of,
+    BACKDATE, KeptKey, crl_url, key_of, read_secret, render_secret, secret_key, secret_name,
+    set_state, text_of,
 };
 use crate::plan::ledger::{CaKey, Record, Revoked};
 use crate::plan::rotation::{Generation, Source, Step, request, source_hash};
+use crate::token::{InvalidUri, TokenError, TokenKey};
 
 /// Data planes and clients load a new bundle within this time of holding it.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -62,7 +64,7 @@ pub(super) async fn reload(context: &Context, authority: &str) -> Result<Arc<Vec
         object: format!("Secrets of ClientAuthority {authority}"),
         source,
     })?;
-    let mut cas: Vec<Ca> = found.items.iter().filter_map(read).collect();
+    let mut cas: Vec<Ca> = found.items.iter().filter_map(|secret| read(context, secret)).collect();
     cas.sort_by_key(|ca| ca.key.generation);
     let cas = Arc::new(cas);
     let mut all = context.cas.write().expect("no holder of this lock panics");
@@ -70,19 +72,23 @@ pub(super) async fn reload(context: &Context, authority: &str) -> Result<Arc<Vec
     Ok(cas)
 }
 
-fn read(secret: &Secret) -> Option<Ca> {
+fn read(context: &Context, secret: &Secret) -> Option<Ca> {
     let key = key_of(&secret.metadata)?;
     if secret.name_any() != secret_name(&key) {
         warn!(secret = secret.name_any(), "carries the labels of a CA under another name");
         return None;
     }
-    let kept = read_secret(secret);
+    let kept = read_secret(secret, &|uri, key_type, public_key_der| {
+        let uri = uri.parse().map_err(|error: InvalidUri| error.to_string())?;
+        Ok(Arc::new(TokenKey::known(context.token.clone(), uri, key_type, public_key_der)))
+    });
     Some(Ca {
         key,
         state: kept.state,
         since: kept.since,
         source_hash: kept.source_hash,
         requested: kept.requested,
+        in_token: kept.in_token,
         authority: kept.ca.map(Arc::new).map_err(|error| error.to_string()),
         secret_version: secret.resource_version().unwrap_or_default(),
     })
@@ -212,7 +218,9 @@ pub(super) async fn carry_out(
     match *step {
         Step::Create { number, state, trigger } => {
             let mut secret = match (&authority.spec.self_signed, imported) {
-                (Some(spec), _) => mint(authority, spec, cas, &key(number), state, now).await?,
+                (Some(spec), _) => {
+                    mint(context, authority, spec, cas, &key(number), state, now).await?
+                }
                 (None, Some(imported)) => copy(imported, &key(number), state, now)?,
                 (None, None) => return Ok(()),
             };
@@ -313,6 +321,7 @@ async fn get(context: &Context, key: &CaKey) -> Result<Secret, Error> {
 
 /// Makes a CA: self-signed, or signed by the authority's root.
 async fn mint(
+    context: &Context,
     authority: &ClientAuthority,
     spec: &SelfSigned,
     cas: &[Ca],
@@ -320,10 +329,7 @@ async fn mint(
     state: CaState,
     now: Timestamp,
 ) -> Result<Secret, Error> {
-    let key_type = key_type(spec);
-    // An RSA key of 4096 bits takes seconds.
-    let private_key = tokio::task::spawn_blocking(move || PrivateKey::generate(key_type));
-    let private_key = Arc::new(private_key.await.expect("generating a key does not panic"));
+    let made = make_key(context, authority, spec, key).await?;
     let split = spec.intermediate.as_ref().filter(|_| state != CaState::Root);
     let mut subject: Vec<_> =
         spec.organization.iter().map(|o| (Attribute::Organization, o.clone())).collect();
@@ -349,7 +355,7 @@ async fn mint(
         crl_url: None,
     };
     let ca = match split {
-        None => CertificateAuthority::self_signed(&params, private_key.clone())?,
+        None => CertificateAuthority::self_signed(&params, made.signer())?,
         Some(_) => {
             let root = cas.iter().find(|ca| ca.state == CaState::Root);
             let root = root.ok_or_else(|| Error::Root("there is none".into()))?;
@@ -357,11 +363,60 @@ async fn mint(
             let url = base.map(|base| crl_url(base, &root.key));
             params.not_after = params.not_after.min(signer.facts().not_after);
             params.crl_url = url.as_deref();
-            signer.sign_authority(&params, private_key.clone())?
+            signer.sign_authority(&params, made.signer())?
         }
     };
     let hash = (state != CaState::Root).then(|| source_hash(spec));
-    Ok(render_secret(key, ca.chain_pem(), &private_key, state, hash.as_deref(), now))
+    let uri;
+    let kept_key = match &made {
+        MadeKey::Here(private_key) => KeptKey::Here(private_key),
+        MadeKey::InToken(token_key) => {
+            uri = token_key.uri().to_string();
+            KeptKey::InToken(&uri)
+        }
+    };
+    Ok(render_secret(key, ca.chain_pem(), &kept_key, state, hash.as_deref(), now))
+}
+
+/// The key of a CA that is being made.
+enum MadeKey {
+    Here(Arc<PrivateKey>),
+    InToken(Arc<TokenKey>),
+}
+
+impl MadeKey {
+    fn signer(&self) -> Arc<dyn Signer> {
+        match self {
+            Self::Here(key) => key.clone(),
+            Self::InToken(key) => key.clone(),
+        }
+    }
+}
+
+async fn make_key(
+    context: &Context,
+    authority: &ClientAuthority,
+    spec: &SelfSigned,
+    key: &CaKey,
+) -> Result<MadeKey, Error> {
+    let key_type = key_type(spec);
+    match spec.custody {
+        Custody::Secret => {
+            // An RSA key of 4096 bits takes seconds.
+            let private_key = tokio::task::spawn_blocking(move || PrivateKey::generate(key_type));
+            let private_key = private_key.await.expect("generating a key does not panic");
+            Ok(MadeKey::Here(Arc::new(private_key)))
+        }
+        Custody::PKCS11 => {
+            let token = context.token.as_ref().ok_or(TokenError::NotConfigured)?;
+            // Several clusters may share a token. Whoever tries again, after a crash or beside another replica,
+            // gets the key of the first try.
+            let uid = authority.uid().unwrap_or_default();
+            let uid = uid.get(..8).unwrap_or(&uid);
+            let object = format!("{}-{uid}", secret_name(key));
+            Ok(MadeKey::InToken(Arc::new(token.generate(&object, key_type)?)))
+        }
+    }
 }
 
 /// A copy of an imported CA: the one that is replaced in its Secret must go on signing its CRL.
@@ -370,7 +425,8 @@ fn copy(imported: &Secret, key: &CaKey, state: CaState, now: Timestamp) -> Resul
         (text_of(imported, secret_key::CHAIN), text_of(imported, secret_key::KEY));
     let ca = CertificateAuthority::from_pem(chain, private_key)?;
     let private_key = PrivateKey::from_pem(private_key).map_err(authority::AuthorityError::from)?;
-    Ok(render_secret(key, ca.chain_pem(), &private_key, state, Some(IMPORTED), now))
+    let kept_key = KeptKey::Here(&private_key);
+    Ok(render_secret(key, ca.chain_pem(), &kept_key, state, Some(IMPORTED), now))
 }
 
 fn key_type(spec: &SelfSigned) -> KeyType {

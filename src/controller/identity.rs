@@ -148,7 +148,14 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
                     let renewal = renewal(&identity, &current);
                     settle(&context, &identity, &current, renewal, now).await
                 }
-                Err(error) => Err(told(&context, &identity, error, still_good, now).await?),
+                Err(error) => {
+                    // A token that went is noticed here first.
+                    if error.is_signing() {
+                        let authority = &identity.spec.authority_ref.name;
+                        context.queues.authority.push(Key::cluster(authority));
+                    }
+                    Err(told(&context, &identity, error, still_good, now).await?)
+                }
             }
         }
         Decision::Refuse { reason, message, current } => {
@@ -284,7 +291,7 @@ fn gather<'a>(
     World {
         identity,
         authority: match signing {
-            Some(signing) => AuthorityView::Ready(Signer {
+            Some(signing) if signing.can_sign => AuthorityView::Ready(Signer {
                 key: &signing.active().key,
                 facts: signing.active().ca.facts(),
                 bundle_hash: &signing.bundle_hash,
@@ -296,7 +303,7 @@ fn gather<'a>(
             None if context.stores.authorities.get(&Key::cluster(authority)).is_none() => {
                 AuthorityView::NotFound
             }
-            None => AuthorityView::NotReady,
+            _ => AuthorityView::NotReady,
         },
         secret: found.view.clone(),
         rival: rival(context, identity, &namespace),

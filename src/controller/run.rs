@@ -28,6 +28,7 @@ use crate::cluster::store::Store;
 use crate::ingress::traefik;
 use crate::metrics::Metrics;
 use crate::plan::authority::key_of;
+use crate::token::Token;
 
 /// How the controller is run.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct Config {
     pub concurrency: usize,
     /// Base URL of the gate, as data planes reach it.
     pub gate_url: String,
+    /// The token that holds CA keys, if there is one.
+    pub token: Option<Token>,
 }
 
 /// Why the process ended.
@@ -145,6 +148,7 @@ pub async fn run(
         client: clients.call.clone(),
         namespace: config.namespace.clone(),
         gate_url: config.gate_url.clone(),
+        token: config.token.clone(),
         events: Events::new(clients.call, "controller", Some(config.identity.clone())),
         stores,
         queues,

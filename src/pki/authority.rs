@@ -99,6 +99,9 @@ pub enum AuthorityError {
     /// The key is another certificate's.
     #[error("the CA key does not belong to the CA certificate")]
     KeyMismatch,
+    /// Where the key lies is not said in a way that is understood.
+    #[error("{0}")]
+    KeyPlace(String),
     /// A rule of RFC 5280 is broken.
     #[error("not a usable CA certificate: {0}")]
     Unusable(&'static str),
@@ -159,6 +162,19 @@ impl CertificateAuthority {
     pub fn without_key(chain: Vec<CertificateDer<'static>>) -> Result<Self, AuthorityError> {
         let facts = read_facts(&chain, None)?;
         let signer = Arc::new(KeyElsewhere { key_type: facts.key_type });
+        Ok(Self { chain, signer, facts })
+    }
+
+    /// Takes a CA whose key is in a token, which need not be there now: `signer` is made from what the
+    /// certificate says of it, its type and its SubjectPublicKeyInfo.
+    pub fn with_remote_key(
+        chain: Vec<CertificateDer<'static>>,
+        signer: impl FnOnce(KeyType, Vec<u8>) -> Arc<dyn Signer>,
+    ) -> Result<Self, AuthorityError> {
+        let facts = read_facts(&chain, None)?;
+        let (_, certificate) = X509Certificate::from_der(&chain[0])
+            .map_err(|error| AuthorityError::Certificate(error.to_string()))?;
+        let signer = signer(facts.key_type, certificate.public_key().raw.to_vec());
         Ok(Self { chain, signer, facts })
     }
 

@@ -17,6 +17,10 @@ pub trait Signer: fmt::Debug + Send + Sync {
     fn public_key_der(&self) -> Vec<u8>;
     /// Signs a message, which is hashed as the signature algorithm says. ECDSA signatures are DER.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError>;
+    /// Can it sign now? A key at hand always can.
+    fn check(&self) -> Result<(), SignError> {
+        Ok(())
+    }
 }
 
 /// Why nothing was signed.
@@ -41,6 +45,10 @@ impl Signer for KeyElsewhere {
     }
 
     fn sign(&self, _: &[u8]) -> Result<Vec<u8>, SignError> {
+        self.check().map(|()| Vec::new())
+    }
+
+    fn check(&self) -> Result<(), SignError> {
         Err(SignError("the key of this CA is kept elsewhere".into()))
     }
 }

@@ -1,6 +1,7 @@
 //! The objects of an authority in the operator's namespace, and its status.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
@@ -13,8 +14,8 @@ use crate::api::condition::{self, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
 use crate::pki::authority::{AuthorityError, CaFacts, read_chain};
 use crate::pki::crl::{CrlFacts, CrlNumber};
-use crate::pki::key::Encoding;
-use crate::pki::{CertificateAuthority, PrivateKey};
+use crate::pki::key::{Encoding, KeyElsewhere, Signer};
+use crate::pki::{CertificateAuthority, KeyType, PrivateKey};
 
 /// A CA certificate is valid from this long before it is made: clocks differ.
 pub const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
@@ -33,6 +34,8 @@ pub mod secret_key {
     pub const CHAIN: &str = "tls.crt";
     /// Its key, PKCS #8.
     pub const KEY: &str = "tls.key";
+    /// Instead of the key, where it lies: a `pkcs11:` URI (RFC 7512).
+    pub const URI: &str = "pkcs11-uri";
 }
 
 /// Why an authority is, or is not, ready.
@@ -52,6 +55,8 @@ pub enum Reason {
     ShrinkGuard,
     /// Signing or checking the CRL failed.
     CrlFailed,
+    /// The token that holds the CA's key is away, or refuses to work.
+    TokenUnavailable,
 }
 
 impl Reason {
@@ -65,6 +70,7 @@ impl Reason {
             Self::SourceUnusable => "SourceUnusable",
             Self::ShrinkGuard => "ShrinkGuard",
             Self::CrlFailed => "CrlFailed",
+            Self::TokenUnavailable => "TokenUnavailable",
         }
     }
 }
@@ -108,32 +114,50 @@ pub struct Kept {
     pub source_hash: Option<String>,
     /// The user's request that stood on the authority when it was made.
     pub requested: Option<String>,
+    /// Is its key in a token?
+    pub in_token: bool,
     /// Its chain, or why it can't be used.
     pub ca: Result<CertificateAuthority, AuthorityError>,
 }
+
+/// Where the key of a CA is kept.
+pub enum KeptKey<'a> {
+    /// In the Secret.
+    Here(&'a PrivateKey),
+    /// In a token; its `pkcs11:` URI.
+    InToken(&'a str),
+}
+
+/// Makes the signer for a key in a token, from its URI, its type and its SubjectPublicKeyInfo; fails when
+/// the URI is not understood.
+pub type FromToken<'a> = dyn Fn(&str, KeyType, Vec<u8>) -> Result<Arc<dyn Signer>, String> + 'a;
 
 /// The Secret that keeps a new CA. It has no owner: deleting a `ClientAuthority` must not destroy
 /// the only key that can sign its CRLs.
 pub fn render_secret(
     key: &CaKey,
     chain_pem: String,
-    private_key: &PrivateKey,
+    kept_key: &KeptKey<'_>,
     state: CaState,
     source_hash: Option<&str>,
     now: Timestamp,
 ) -> Secret {
-    let private_key = private_key.to_pem(Encoding::Pkcs8);
+    let (name, value) = match kept_key {
+        KeptKey::Here(key) => (secret_key::KEY, key.to_pem(Encoding::Pkcs8).as_bytes().to_vec()),
+        KeptKey::InToken(uri) => (secret_key::URI, uri.as_bytes().to_vec()),
+    };
+    // The key of a root may be taken away; that of a TLS Secret must be there.
+    let opaque = state == CaState::Root || matches!(kept_key, KeptKey::InToken(_));
     let mut secret = Secret {
         metadata: ObjectMeta {
             name: Some(secret_name(key)),
             labels: Some(labels(key, "ca")),
             ..ObjectMeta::default()
         },
-        // The key of a root may be taken away; that of a TLS Secret may not.
-        type_: Some(if state == CaState::Root { "Opaque" } else { "kubernetes.io/tls" }.to_owned()),
+        type_: Some(if opaque { "Opaque" } else { "kubernetes.io/tls" }.to_owned()),
         data: Some(BTreeMap::from([
             (secret_key::CHAIN.to_owned(), ByteString(chain_pem.into_bytes())),
-            (secret_key::KEY.to_owned(), ByteString(private_key.as_bytes().to_vec())),
+            (name.to_owned(), ByteString(value)),
         ])),
         ..Secret::default()
     };
@@ -154,7 +178,7 @@ pub fn set_state(secret: &mut Secret, state: CaState, now: Timestamp) {
 }
 
 /// Reads the Secret of a CA. One without a state is of before there were states: it was the only one.
-pub fn read_secret(secret: &Secret) -> Kept {
+pub fn read_secret(secret: &Secret, from_token: &FromToken<'_>) -> Kept {
     let note = |name: &str| secret.metadata.annotations.as_ref().and_then(|notes| notes.get(name));
     let created = secret.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let state = note(annotation::STATE).and_then(|state| CaState::parse(state));
@@ -165,7 +189,8 @@ pub fn read_secret(secret: &Secret) -> Kept {
         since: since.or(created).unwrap_or(Timestamp::UNIX_EPOCH),
         source_hash: note(annotation::SOURCE_HASH).cloned(),
         requested: note(annotation::ROTATE_REQUESTED_AT).cloned(),
-        ca: read_ca(secret, state),
+        in_token: !text_of(secret, secret_key::URI).is_empty(),
+        ca: read_ca(secret, state, from_token),
     }
 }
 
@@ -175,8 +200,24 @@ pub fn text_of<'a>(secret: &'a Secret, key: &str) -> &'a str {
     bytes.and_then(|bytes| std::str::from_utf8(&bytes.0).ok()).unwrap_or_default()
 }
 
-fn read_ca(secret: &Secret, state: CaState) -> Result<CertificateAuthority, AuthorityError> {
+fn read_ca(
+    secret: &Secret,
+    state: CaState,
+    from_token: &FromToken<'_>,
+) -> Result<CertificateAuthority, AuthorityError> {
+    let uri = text_of(secret, secret_key::URI);
     let (chain, key) = (text_of(secret, secret_key::CHAIN), text_of(secret, secret_key::KEY));
+    if !uri.is_empty() {
+        let chain = read_chain(chain)?;
+        let mut refused = None;
+        let ca = CertificateAuthority::with_remote_key(chain, |key_type, public_key_der| {
+            from_token(uri, key_type, public_key_der).unwrap_or_else(|why| {
+                refused = Some(why);
+                Arc::new(KeyElsewhere { key_type })
+            })
+        });
+        return refused.map_or(ca, |why| Err(AuthorityError::KeyPlace(why)));
+    }
     if state == CaState::Root && key.is_empty() {
         return CertificateAuthority::without_key(read_chain(chain)?);
     }
@@ -275,9 +316,11 @@ pub fn status(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::KeyType;
     use crate::pki::authority::tests::{instant, sample_with_key};
-    use std::sync::Arc;
+
+    fn no_token(uri: &str, _: KeyType, _: Vec<u8>) -> Result<Arc<dyn Signer>, String> {
+        Err(format!("no token for {uri}"))
+    }
 
     #[test]
     fn a_ca_and_its_state_survive_storage() {
@@ -285,20 +328,50 @@ mod tests {
         let ca = sample_with_key(private_key.clone());
         let key = CaKey { authority: "clients".into(), generation: 3 };
         let now = instant("2026-05-01T10:00:00Z");
-        let mut secret =
-            render_secret(&key, ca.chain_pem(), &private_key, CaState::Prepared, Some("hash"), now);
+        let mut secret = render_secret(
+            &key,
+            ca.chain_pem(),
+            &KeptKey::Here(&private_key),
+            CaState::Prepared,
+            Some("hash"),
+            now,
+        );
         assert_eq!(key_of(&secret.metadata), Some(key));
-        let kept = read_secret(&secret);
+        let kept = read_secret(&secret, &no_token);
         assert_eq!((kept.state, kept.since), (CaState::Prepared, now));
         assert_eq!(kept.source_hash.as_deref(), Some("hash"));
         assert_eq!(kept.ca.unwrap().facts(), ca.facts());
 
         set_state(&mut secret, CaState::Active, now);
-        assert_eq!(read_secret(&secret).state, CaState::Active);
+        assert_eq!(read_secret(&secret, &no_token).state, CaState::Active);
         secret.data.as_mut().unwrap().remove(secret_key::KEY);
-        assert!(read_secret(&secret).ca.is_err());
+        assert!(read_secret(&secret, &no_token).ca.is_err());
         set_state(&mut secret, CaState::Root, now);
-        let root = read_secret(&secret).ca.unwrap();
+        let root = read_secret(&secret, &no_token).ca.unwrap();
         assert!(root.signer().sign(b"x").is_err(), "its key is not here");
+        assert!(root.signer().check().is_err(), "its key is not here");
+    }
+
+    #[test]
+    fn a_ca_in_a_token_is_read_while_the_token_is_away() {
+        let private_key = Arc::new(PrivateKey::generate(KeyType::EcdsaP384));
+        let ca = sample_with_key(private_key.clone());
+        let key = CaKey { authority: "clients".into(), generation: 1 };
+        let now = instant("2026-05-01T10:00:00Z");
+        let in_token = KeptKey::InToken("pkcs11:there");
+        let secret = render_secret(&key, ca.chain_pem(), &in_token, CaState::Active, None, now);
+        let data = secret.data.as_ref().unwrap();
+        assert_eq!(data.keys().collect::<Vec<_>>(), [secret_key::URI, secret_key::CHAIN]);
+        assert_eq!(secret.type_.as_deref(), Some("Opaque"), "a TLS Secret would need a key");
+
+        let kept = read_secret(&secret, &|uri, key_type, public_key_der| {
+            assert_eq!((uri, key_type), ("pkcs11:there", KeyType::EcdsaP384));
+            assert_eq!(public_key_der, private_key.public_key_der());
+            Ok(private_key.clone())
+        });
+        assert!(kept.in_token);
+        assert_eq!(kept.ca.unwrap().facts(), ca.facts());
+        let error = read_secret(&secret, &no_token).ca.unwrap_err();
+        assert_eq!(error.to_string(), "no token for pkcs11:there");
     }
 }

@@ -13,7 +13,7 @@ use super::authority::{Reason, secret_name};
 use super::ledger::CaKey;
 use crate::api::ClientAuthority;
 use crate::api::annotation;
-use crate::api::authority::{CaState, SelfSigned};
+use crate::api::authority::{CaState, Custody, SelfSigned};
 use crate::api::condition::{READY, ROTATING, Wanted};
 use crate::api::duration::Duration;
 use crate::pki::authority::CaFacts;
@@ -433,6 +433,7 @@ pub fn source_hash(spec: &SelfSigned) -> String {
     add("o", spec.organization.clone());
     let default = Default::default();
     add("key", (spec.private_key != default).then(|| json(&spec.private_key)));
+    add("custody", (spec.custody == Custody::PKCS11).then(|| json(&spec.custody)));
     add("path", (spec.path_length != 0).then(|| spec.path_length.to_string()));
     add("names", spec.name_constraints.as_ref().map(json));
     add("intermediate", spec.intermediate.as_ref().map(|ca| ca.duration.to_string()));
@@ -451,6 +452,14 @@ mod tests {
     use proptest::prelude::*;
 
     const NOW: &str = "2026-05-01T10:00:00Z";
+
+    #[test]
+    fn only_another_custody_asks_for_another_ca() {
+        let kept = SelfSigned { custody: Custody::Secret, ..spec() };
+        assert_eq!(source_hash(&kept), source_hash(&spec()));
+        let moved = SelfSigned { custody: Custody::PKCS11, ..spec() };
+        assert_ne!(source_hash(&moved), source_hash(&spec()));
+    }
 
     fn spec() -> SelfSigned {
         serde_json::from_str(r#"{"commonName": "CA", "duration": "87600h"}"#).unwrap()

@@ -48,10 +48,11 @@ pub struct Token {
     worker: Arc<Worker<Module>>,
 }
 
-/// A private key in a token.
+/// A private key in a token, which need not be there now.
 #[derive(Clone)]
 pub struct TokenKey {
-    token: Token,
+    /// None when the operator has none.
+    token: Option<Token>,
     uri: KeyUri,
     key_type: KeyType,
     public_key_der: Vec<u8>,
@@ -65,6 +66,11 @@ pub enum TokenError {
         "this build can't load PKCS#11 modules, since it is linked statically: use the image variant for PKCS#11 (docs/custody.md)"
     )]
     StaticBuild,
+    /// There is no configuration.
+    #[error(
+        "the operator has no PKCS#11 token: set --pkcs11-module, --pkcs11-token-label and --pkcs11-pin-file (docs/custody.md)"
+    )]
+    NotConfigured,
     /// The module is not there, or not a PKCS #11 module.
     #[error("failed to load PKCS#11 module {path}: {why}")]
     Module {
@@ -203,7 +209,7 @@ impl Token {
     }
 
     fn key(&self, (uri, key_type, public_key_der): (KeyUri, KeyType, Vec<u8>)) -> TokenKey {
-        TokenKey { token: self.clone(), uri, key_type, public_key_der }
+        TokenKey { token: Some(self.clone()), uri, key_type, public_key_der }
     }
 
     fn call<R: Send + 'static>(
@@ -218,6 +224,36 @@ impl Token {
 }
 
 impl TokenKey {
+    /// A key that was made before. The token is not asked; [`Signer::check`] does that.
+    pub fn known(
+        token: Option<Token>,
+        uri: KeyUri,
+        key_type: KeyType,
+        public_key_der: Vec<u8>,
+    ) -> Self {
+        Self { token, uri, key_type, public_key_der }
+    }
+
+    fn token(&self) -> Result<&Token, TokenError> {
+        let token = self.token.as_ref().ok_or(TokenError::NotConfigured)?;
+        if self.uri.token == token.label {
+            Ok(token)
+        } else {
+            let (label, uri) = (token.label.clone(), self.uri.to_string());
+            Err(TokenError::OtherToken { label, uri })
+        }
+    }
+
+    fn look(&self) -> Result<(), TokenError> {
+        let token = self.token()?;
+        if token.find(&self.uri)?.public_key_der == self.public_key_der {
+            return Ok(());
+        }
+        let why = "it is not the one that was there when its certificate was made".to_owned();
+        let (label, object) = (token.label.clone(), self.uri.object.clone());
+        Err(TokenError::Unusable { label, object, why })
+    }
+
     /// Where the key lies.
     pub fn uri(&self) -> &KeyUri {
         &self.uri
@@ -238,11 +274,16 @@ impl Signer for TokenKey {
         let (uri, key_type) = (self.uri.clone(), self.key_type);
         let input = to_be_signed(key_type, message);
         let raw = self
-            .token
-            .call(LIMIT, move |module| module.sign(&uri, key_type, &input))
+            .token()
+            .and_then(|token| token.call(LIMIT, move |module| module.sign(&uri, key_type, &input)))
             .map_err(|error| SignError(error.to_string()))?;
         signature_der(key_type, raw)
             .ok_or_else(|| SignError(format!("what key {} returned is no signature", self.uri)))
+    }
+
+    /// Asks the token whether the key is there, and still the same.
+    fn check(&self) -> Result<(), SignError> {
+        self.look().map_err(|error| SignError(error.to_string()))
     }
 }
 

@@ -24,6 +24,16 @@ impl Operator {
 
     /// Starts a replica of this name with further arguments.
     pub fn start_as(plane: &ControlPlane, replica: &str, arguments: &[&str]) -> Self {
+        Self::start_in(plane, replica, arguments, &[])
+    }
+
+    /// The same, with further environment variables.
+    pub fn start_in(
+        plane: &ControlPlane,
+        replica: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let log = plane.folder().join(format!("{replica}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let [health_port] = free_ports();
@@ -34,6 +44,7 @@ impl Operator {
             .args(arguments)
             .env("KUBECONFIG", plane.kubeconfig("operator"))
             .env_remove("POD_NAMESPACE")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a log"))
             .stderr(file)
