@@ -1,6 +1,6 @@
 {{/*
 ServiceAccount, Deployment and PodDisruptionBudget of a component.
-Takes root, component ("controller" or "server"), args (list), env and ports (YAML).
+Takes root, component ("controller" or "server"), args (list), env and ports (YAML); may take volumes and volumeMounts (lists).
 */}}
 {{- define "countersign.workload" -}}
 {{- $root := .root }}
@@ -98,10 +98,18 @@ spec:
           failureThreshold: 6
         securityContext:
           {{- include "countersign.securityContext" $root | nindent 10 }}
+        {{- with .volumeMounts }}
+        volumeMounts:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
         {{- with $values.resources }}
         resources:
           {{- toYaml . | nindent 10 }}
         {{- end }}
+      {{- with .volumes }}
+      volumes:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       topologySpreadConstraints:
       {{- with $values.topologySpreadConstraints }}
         {{- toYaml . | nindent 6 }}
