@@ -373,6 +373,7 @@ async fn a_steady_cluster_sees_no_write_also_after_a_restart() {
     }
     wait_for(&identities, "broken", READY, "False", "AuthorityNotFound").await;
     wait_for(&identities, "client-0", READY, "False", "Revoked").await;
+    wait_for(&revocations, "stolen", PUBLISHED, "True", "Published").await;
     // The counts in the authority's status follow within ten seconds; after that nothing may move.
     let authorities: Api<ClientAuthority> = Api::all(client.clone());
     eventually("the counts are right", || async {
