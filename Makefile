@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit bench crds image clean
+.PHONY: help demo test lint audit bench fuzz crds image clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
@@ -12,18 +12,21 @@ test: ## every test, in a kind cluster too; KEEP=1 leaves it up
 	@e2e/suite
 
 lint: ## formatting, clippy, the chart, licences (with cargo-deny), shell scripts (with shellcheck)
-	cargo fmt --check
+	cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked $$(sed -n 's|^path = "e2e/tests/\(.*\)\.rs"|--test \1|p' Cargo.toml) -- -D warnings
 	"$$(e2e/kind/cluster tools helm)/helm" lint --strict charts/countersign
 	! command -v cargo-deny >/dev/null || cargo deny --locked check bans licenses sources
-	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/traefik/install e2e/kind/cluster e2e/kind/test
+	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/traefik/install e2e/kind/cluster e2e/kind/test fuzz/{run,seeds}
 
 audit: ## known vulnerabilities of dependencies; needs cargo-deny and, for the list of them, the internet
 	cargo deny --locked check advisories
 
 bench: ## measurements, with cert-manager in the same run
 	@e2e/bench/run
+
+fuzz: ## every parser of foreign bytes, for FUZZ_SECONDS=60 each
+	@fuzz/run
 
 crds: ## write the custom resource definitions anew, in both places
 	cargo run --locked --quiet -- crds --output crds

@@ -1,0 +1,49 @@
+//! The header in which a data plane hands a certificate over. Nothing that is made up may pass.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use countersign::pki::authority::{CaParams, CertificateAuthority, NameConstraints};
+use countersign::pki::crl::{self, CrlNumber};
+use countersign::pki::name::{Attribute, Name};
+use countersign::pki::{KeyType, PrivateKey, Serial};
+use countersign::plan::authority::render_crl;
+use countersign::plan::ledger::CaKey;
+use countersign::serve::gate::{Policy, decide};
+use countersign::serve::view::View;
+use jiff::Timestamp;
+use libfuzzer_sys::fuzz_target;
+
+static NOW: LazyLock<Timestamp> = LazyLock::new(|| "2026-06-01T00:00:00Z".parse().unwrap());
+
+/// One authority with an empty CRL, under the name that the seeds have too.
+static VIEW: LazyLock<View> = LazyLock::new(|| {
+    let times = ["2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"].map(|time| time.parse().unwrap());
+    let params = CaParams {
+        subject: &Name(vec![(Attribute::CommonName, "Fuzz CA".into())]),
+        serial: Serial::random(),
+        not_before: times[0],
+        not_after: times[1],
+        path_length: 0,
+        name_constraints: &NameConstraints::default(),
+        crl_url: None,
+    };
+    let signer = std::sync::Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+    let ca = CertificateAuthority::self_signed(&params, signer).unwrap();
+    let der = crl::sign(&ca, CrlNumber(1), times[0], times[1], &[]).unwrap();
+    let key = CaKey::first("staff");
+    View::default().with(&render_crl(&key, &ca.certificate_pem(), der, CrlNumber(1)))
+});
+
+fuzz_target!(|data: &[u8]| {
+    for query in ["mode=Required&authority=staff", "mode=Optional&authority=staff"] {
+        let policy = Policy::parse(Some(query)).unwrap();
+        for header in [data, STANDARD.encode(data).as_bytes()] {
+            let passed = decide(&VIEW, &policy, Some(header), *NOW).is_ok();
+            assert!(!passed || header.is_empty() && query.contains("Optional"));
+        }
+    }
+    let _ = Policy::parse(std::str::from_utf8(data).ok());
+});
