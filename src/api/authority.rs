@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LocalReference;
+use super::allow::Allow;
 use super::duration::Duration;
 
 /// A certificate authority that signs client certificates and publishes their CRL.
@@ -55,6 +56,10 @@ pub struct ClientAuthoritySpec {
     /// How the certificate revocation list is made and where clients' verifiers find it.
     #[serde(default)]
     pub crl: CrlSpec,
+    /// Who may use this authority, and what they may ask for. When it is not set: every namespace,
+    /// every name, and the key usage `client auth`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Allow>,
 }
 
 /// What a CA certificate made by Countersign says.

@@ -173,6 +173,8 @@ pub enum Reason {
     AuthorityExpired,
     /// A field of the spec can't be put into a certificate.
     InvalidSpec,
+    /// The authority's `spec.allow` refuses what this identity asks for.
+    NotAllowed,
     /// Another, older `ClientIdentity` names the same Secret.
     SecretNameConflict,
     /// A Secret of that name exists and is not ours.
@@ -194,6 +196,7 @@ impl Reason {
             Self::AuthorityNotReady => "AuthorityNotReady",
             Self::AuthorityExpired => "AuthorityExpired",
             Self::InvalidSpec => "InvalidSpec",
+            Self::NotAllowed => "NotAllowed",
             Self::SecretNameConflict => "SecretNameConflict",
             Self::SecretNotOwned => "SecretNotOwned",
             Self::Revoked => "Revoked",

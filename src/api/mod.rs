@@ -1,6 +1,7 @@
 //! The four kinds of `countersign.dev/v1alpha1` and what they share: conditions, durations, names of
 //! labels and annotations. Nothing here does I/O.
 
+pub mod allow;
 pub mod authority;
 pub mod condition;
 pub mod duration;

@@ -85,6 +85,16 @@ impl<K: ResourceExt> Store<K> {
         self.read().by_key.keys().cloned().collect()
     }
 
+    /// The keys in one namespace.
+    pub fn keys_in(&self, namespace: &str) -> Vec<Key> {
+        self.read().by_key.keys().filter(|key| key.namespace == namespace).cloned().collect()
+    }
+
+    /// Has every watch delivered its first list?
+    pub fn is_complete(&self) -> bool {
+        *self.shared.pending.borrow() == 0
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.read().by_key.len()
@@ -154,7 +164,7 @@ where
     ) -> impl Future<Output = ()> + Send + 'static {
         self.shared.pending.send_modify(|count| *count += 1);
         let store = self.clone();
-        let limited = api.namespace().is_some();
+        let limited = api.namespace().is_some() || config.field_selector.is_some();
         async move {
             let mut events = pin!(watcher(api, config).default_backoff());
             let mut scope = HashSet::new();

@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use rustls_pki_types::CertificateDer;
 use tracing::warn;
 
-use super::context::{Ca, Context, Generation, Signing};
+use super::context::{Allowed, Ca, Context, Generation, Signing};
 use super::crl;
 use super::error::{Error, chain};
 use super::generations;
@@ -51,6 +51,8 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     if authority.metadata.deletion_timestamp.is_some() {
         return Ok(Outcome::Settled);
     }
+    // Before anything can fail: what is no longer allowed must not be signed meanwhile.
+    let allowed = allowed(&context, &authority);
     let now = Timestamp::now();
     let (cas, mut decision) = rotate(&context, &authority, now).await?;
     let stopped = decision.active.as_ref().ok().and_then(|number| stopped(&cas, *number));
@@ -72,13 +74,17 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let Crls { generations, is_new, trouble, next } = crls;
     crl::measure(&context, &key.name, &generations);
     let signing = match &decision.active {
-        Ok(number) => signing(&authority, generations, *number, stopped.is_none()),
+        Ok(number) => signing(&authority, generations, *number, stopped.is_none(), allowed.clone()),
         Err(_) => None,
     };
     let has_stopped = stopped.is_some();
     let ready = match (&decision.active, stopped.or(trouble)) {
         (Err(refusal), _) => refusal.clone(),
         (Ok(_), Some(trouble)) => trouble,
+        (Ok(_), None) if let Err(error) = &allowed.policy => {
+            let message = format!("{error}; no certificate is signed until this is put right");
+            Wanted::no(READY, Reason::InvalidAllow.as_str(), message)
+        }
         (Ok(_), None) => {
             let good = "the CA can sign and its CRL is published";
             Wanted::yes(READY, Reason::Ready.as_str(), good)
@@ -251,6 +257,7 @@ fn signing(
     generations: Vec<Generation>,
     active: u32,
     can_sign: bool,
+    allowed: Arc<Allowed>,
 ) -> Option<Arc<Signing>> {
     let active = generations.iter().position(|one| one.key.generation == active)?;
     let mut roots: Vec<CertificateDer<'static>> = Vec::new();
@@ -270,7 +277,26 @@ fn signing(
         crl_base: authority.spec.crl.distribution_point_base_url.clone(),
         reissue_within: SignedDuration::from_secs(within.as_secs()),
         generations,
+        allowed,
     }))
+}
+
+/// What the authority allows, compiled once. A change is in force at once for whoever is signed for.
+fn allowed(context: &Context, authority: &ClientAuthority) -> Arc<Allowed> {
+    let name = authority.name_any();
+    let known = context.signing(&name);
+    if let Some(known) = known.as_ref().filter(|known| known.allowed.spec == authority.spec.allow) {
+        return known.allowed.clone();
+    }
+    let allowed = Arc::new(Allowed::compile(authority.spec.allow.as_ref()));
+    if let Some(known) = known {
+        let changed = Arc::new(Signing { allowed: allowed.clone(), ..(*known).clone() });
+        let mut all = context.signing.write().expect("no holder of this lock panics");
+        all.insert(name.clone(), changed);
+        drop(all);
+        wake_users(context, &name);
+    }
+    allowed
 }
 
 /// Puts in force what signing needs, and wakes whoever it concerns.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
@@ -13,6 +13,7 @@ use kube::{Client, Resource, ResourceExt};
 
 use super::queue::Queue;
 use super::upkeep::Repairs;
+use crate::api::allow::Allow;
 use crate::api::condition::{READY, is_true};
 use crate::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use crate::cluster::Key;
@@ -25,7 +26,9 @@ use rustls_pki_types::CertificateDer;
 use crate::api::authority::CaState;
 use crate::pki::crl::CrlFacts;
 use crate::pki::{CertificateAuthority, Serial};
+use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
+use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
 use crate::token::Token;
 
@@ -40,6 +43,8 @@ pub struct Stores {
     pub trusts: Store<ClientTrust>,
     /// All revocations, found by `namespace/identity`.
     pub revocations: Store<CertificateRevocation>,
+    /// Metadata of the namespaces that are looked after.
+    pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Metadata of the Secrets that carry our label; those of CAs found by the name of their authority.
     pub secrets: Store<PartialObjectMeta<Secret>>,
     /// Metadata of the ConfigMaps that publish CRLs.
@@ -68,6 +73,7 @@ impl Default for Stores {
                 let identity = revocation.spec.identity_ref.as_ref()?;
                 Some(index_key(&revocation.namespace()?, &identity.name))
             })),
+            namespaces: Store::default(),
             secrets: Store::new(Some(|secret: &PartialObjectMeta<Secret>| {
                 let ca = key_of(&secret.metadata).filter(|_| is_ca(&secret.metadata))?;
                 Some(ca.authority.to_string())
@@ -136,6 +142,21 @@ pub struct Generation {
     pub published: Published,
 }
 
+/// An authority's `spec.allow`, compiled.
+pub struct Allowed {
+    /// What it was compiled from.
+    pub spec: Option<Allow>,
+    /// The policy, or why there is none: then nothing is signed.
+    pub policy: Result<Policy, InvalidPolicy>,
+}
+
+impl Allowed {
+    /// Compiles the `spec.allow` of an authority.
+    pub fn compile(spec: Option<&Allow>) -> Self {
+        Self { spec: spec.cloned(), policy: Policy::compile(spec) }
+    }
+}
+
 /// An authority that can sign.
 #[derive(Clone)]
 pub struct Signing {
@@ -155,6 +176,8 @@ pub struct Signing {
     pub crl_base: Option<String>,
     /// Certificates of earlier CAs are replaced within this time after the active one became so.
     pub reissue_within: SignedDuration,
+    /// What may be signed.
+    pub allowed: Arc<Allowed>,
 }
 
 impl Signing {
@@ -166,6 +189,23 @@ impl Signing {
     /// The CRLs of all trusted CAs, PEM, one after the other.
     pub fn crls(&self) -> String {
         self.generations.iter().map(|one| &*one.published.pem).collect()
+    }
+
+    /// What issuing needs. Without the key, or without a policy, nothing can be signed.
+    pub fn view<'a>(&'a self, retiring: &'a [u32]) -> AuthorityView<'a> {
+        let (Ok(policy), true) = (&self.allowed.policy, self.can_sign) else {
+            return AuthorityView::NotReady;
+        };
+        AuthorityView::Ready(Signer {
+            key: &self.active().key,
+            facts: self.active().ca.facts(),
+            bundle_hash: &self.bundle_hash,
+            crl_base: self.crl_base.as_deref(),
+            active_since: self.active().since,
+            reissue_within: self.reissue_within,
+            retiring,
+            policy,
+        })
     }
 
     /// Numbers of the CAs whose certificates are replaced at leisure.
@@ -237,12 +277,16 @@ impl Context {
     }
 
     /// Is an authority about to be able to sign? Just after the start its CA is still being read, while
-    /// its status says that it is ready: whoever needs it waits instead of taking it for broken.
+    /// its status says that it is ready: whoever needs it waits instead of taking it for broken. The
+    /// same when its `spec.allow` has changed: nothing is decided by one that is no longer in force.
     pub fn is_loading(&self, authority: &str) -> bool {
-        let found = self.stores.authorities.get(&Key::cluster(authority));
-        let status = found.as_ref().and_then(|authority| authority.status.as_ref());
-        self.signing(authority).is_none()
-            && status.is_some_and(|status| is_true(&status.conditions, READY))
+        let Some(found) = self.stores.authorities.get(&Key::cluster(authority)) else {
+            return false;
+        };
+        match self.signing(authority) {
+            Some(signing) => signing.allowed.spec != found.spec.allow,
+            None => found.status.as_ref().is_some_and(|status| is_true(&status.conditions, READY)),
+        }
     }
 
     /// Notes a write of ours, so that an older state from the watch is not taken for the present one.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
@@ -23,9 +24,7 @@ use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
 use crate::pki::{KeyType, PrivateKey, Serial};
 use crate::plan::authority::crl_url;
-use crate::plan::identity::{
-    AuthorityView, Decision, Issuance, Signer, Trigger, World, decide, holder,
-};
+use crate::plan::identity::{AuthorityView, Decision, Issuance, Trigger, World, decide, holder};
 use crate::plan::ledger::{Issued, Record};
 use crate::plan::renewal::renewal;
 use crate::plan::retry::{Repair, held_until, is_drifting, repair};
@@ -68,6 +67,8 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     let signing = context.signing(&identity.spec.authority_ref.name);
     let retiring = signing.as_ref().map(|signing| signing.retiring()).unwrap_or_default();
+    let namespace = context.stores.namespaces.get(&Key::cluster(&key.namespace));
+    let namespace = namespace.as_deref().map(|namespace| &namespace.metadata);
     let now = Timestamp::now();
     if is_drifting(&identity, now)
         && let Some(wait) = upkeep::wait_for_look(&context, &key)
@@ -77,12 +78,14 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     upkeep::record_retention(&context, &identity, now).await?;
 
     // Metadata is enough as long as nothing is to be written.
+    let judge = |found: &Found| {
+        decide(&gather(&context, &identity, namespace, signing.as_deref(), &retiring, found, now))
+    };
     let mut found = gather_secret(&context, &identity, signing.as_deref(), now, false).await?;
-    let mut decision =
-        decide(&gather(&context, &identity, signing.as_deref(), &retiring, &found, now));
+    let mut decision = judge(&found);
     if !found.whole && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
         found = gather_secret(&context, &identity, signing.as_deref(), now, true).await?;
-        decision = decide(&gather(&context, &identity, signing.as_deref(), &retiring, &found, now));
+        decision = judge(&found);
     }
 
     match decision {
@@ -161,10 +164,13 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         Decision::Refuse { reason, message, current } => {
             let ready = Err((reason, message));
             put_status(&context, &identity, current.as_ref(), ready, None, None, now).await?;
-            Ok(if reason == Reason::SecretNotOwned {
-                Outcome::After(FOREIGN)
-            } else {
-                Outcome::Settled
+            Ok(match (reason, current) {
+                (Reason::SecretNotOwned, _) => Outcome::After(FOREIGN),
+                // Its condition says that the certificate is valid.
+                (Reason::NotAllowed, Some(current)) if current.not_after > now => {
+                    Outcome::After(until(current.not_after, now))
+                }
+                _ => Outcome::Settled,
             })
         }
         Decision::Wait => Ok(Outcome::After(WAIT)),
@@ -268,6 +274,7 @@ async fn gather_secret(
 fn gather<'a>(
     context: &Context,
     identity: &'a ClientIdentity,
+    metadata: Option<&'a ObjectMeta>,
     signing: Option<&'a Signing>,
     retiring: &'a [u32],
     found: &Found,
@@ -290,16 +297,9 @@ fn gather<'a>(
     });
     World {
         identity,
+        namespace: metadata,
         authority: match signing {
-            Some(signing) if signing.can_sign => AuthorityView::Ready(Signer {
-                key: &signing.active().key,
-                facts: signing.active().ca.facts(),
-                bundle_hash: &signing.bundle_hash,
-                crl_base: signing.crl_base.as_deref(),
-                active_since: signing.active().since,
-                reissue_within: signing.reissue_within,
-                retiring,
-            }),
+            Some(signing) => signing.view(retiring),
             None if context.stores.authorities.get(&Key::cluster(authority)).is_none() => {
                 AuthorityView::NotFound
             }

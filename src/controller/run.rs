@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::DynamicObject;
 use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
@@ -234,6 +234,7 @@ async fn wait_for_stores(stores: &Stores) {
         stores.identities.ready(),
         stores.trusts.ready(),
         stores.revocations.ready(),
+        stores.namespaces.ready(),
         stores.secrets.ready(),
         stores.crls.ready(),
         stores.ingresses.ready(),
@@ -329,6 +330,7 @@ fn start_watches(
         let changed = move |key: &Key, _: Option<&_>| queue.push(key.clone());
         tasks.spawn(stores.trusts.watch(api, all.clone(), slim, changed));
     }
+    watch_namespaces(config, client, stores, queues, &all, tasks);
     watch_secrets(config, client, stores, queues, &ours, tasks);
 
     let (queue, crls) = (queues.authority.clone(), stores.crls.clone());
@@ -353,6 +355,39 @@ fn start_watches(
     tasks.spawn(stores.ingress_classes.watch(api, all.clone(), slim, changed));
 
     watch_traefik(config, client, stores, queues, &all, &ours, tasks);
+}
+
+/// Labels and annotations of namespaces: what `spec.allow` of an authority selects by.
+fn watch_namespaces(
+    config: &Config,
+    client: &Client,
+    stores: &Stores,
+    queues: &Queues,
+    all: &watcher::Config,
+    tasks: &mut JoinSet<()>,
+) {
+    // One by one when they are named: RBAC can limit the right to these.
+    let one = |name: &String| all.clone().fields(&format!("metadata.name={name}"));
+    let watches = match &*config.namespaces {
+        [] => vec![all.clone()],
+        names => names.iter().map(one).collect(),
+    };
+    for watch in watches {
+        let (queue, identities) = (queues.identity.clone(), stores.identities.clone());
+        let store = stores.namespaces.clone();
+        let changed = move |key: &Key, previous: Option<&PartialObjectMeta<Namespace>>| {
+            let now = store.get(key);
+            let seen = |namespace: &PartialObjectMeta<Namespace>| {
+                let metadata = &namespace.metadata;
+                (metadata.labels.clone(), metadata.annotations.clone())
+            };
+            // Everything is looked at anyway after the first lists.
+            if store.is_complete() && previous.map(seen) != now.as_deref().map(seen) {
+                identities.keys_in(&key.name).into_iter().for_each(|key| queue.push(key));
+            }
+        };
+        tasks.spawn(stores.namespaces.watch(Api::all(client.clone()), watch, slim, changed));
+    }
 }
 
 /// Metadata of what carries our label: Secrets of identities and trusts, and CA keys.

@@ -57,6 +57,8 @@ pub enum Reason {
     CrlFailed,
     /// The token that holds the CA's key is away, or refuses to work.
     TokenUnavailable,
+    /// `spec.allow` can't be used: nothing new is signed, the CRL goes on being published.
+    InvalidAllow,
 }
 
 impl Reason {
@@ -71,6 +73,7 @@ impl Reason {
             Self::ShrinkGuard => "ShrinkGuard",
             Self::CrlFailed => "CrlFailed",
             Self::TokenUnavailable => "TokenUnavailable",
+            Self::InvalidAllow => "InvalidAllow",
         }
     }
 }

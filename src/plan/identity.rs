@@ -6,13 +6,16 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 
+use super::allow::{Asked, Policy};
 use super::ledger::CaKey;
 use super::names::parse;
 use super::renewal::{self, fnv1a, is_requested, made, renewal};
 use super::secret::{Current, SecretView};
 use super::template;
+use crate::api::allow::KeyType;
 use crate::api::condition;
 use crate::api::identity::Reason;
 use crate::api::{ClientIdentity, ClientIdentitySpec};
@@ -30,6 +33,8 @@ pub const SHORTEST: SignedDuration = SignedDuration::from_mins(5);
 pub struct World<'a> {
     /// The identity.
     pub identity: &'a ClientIdentity,
+    /// Its namespace; none when it can't be seen.
+    pub namespace: Option<&'a ObjectMeta>,
     /// Its authority.
     pub authority: AuthorityView<'a>,
     /// The Secret that it names.
@@ -78,6 +83,8 @@ pub struct Signer<'a> {
     pub reissue_within: SignedDuration,
     /// The generations that retire. Certificates of any other one are replaced at once.
     pub retiring: &'a [u32],
+    /// What its authority allows.
+    pub policy: &'a Policy,
 }
 
 /// Why a certificate is issued.
@@ -225,6 +232,18 @@ pub fn decide(world: &World<'_>) -> Decision {
             };
         }
     };
+    if let Err(refusal) = signer.policy.check(&asked(world)) {
+        let keeps = current.as_ref().filter(|good| good.not_after > world.now && !world.revoked);
+        let keeps = keeps.map_or(String::new(), |good| {
+            format!(
+                "; the present certificate is valid until {} and is not renewed: delete the ClientIdentity, or create \
+                 a CertificateRevocation, to revoke it",
+                good.not_after
+            )
+        });
+        let message = format!("ClientAuthority {name:?} does not allow it: {refusal}{keeps}");
+        return refuse(Reason::NotAllowed, message);
+    }
     let spec_hash = spec_hash(spec, &profile, &signer);
     let Some(trigger) = trigger(world, &signer, &spec_hash) else {
         let current = current.expect("without a usable certificate there is a trigger");
@@ -257,6 +276,18 @@ pub fn decide(world: &World<'_>) -> Decision {
         supersedes,
         spec_hash,
     })
+}
+
+/// What the identity asks its authority for.
+fn asked<'a>(world: &World<'a>) -> Asked<'a> {
+    Asked {
+        identity: world.identity,
+        namespace: world.namespace,
+        duration: world.identity.spec.duration,
+        // Every key and every certificate is made so (pki::key, pki::issue).
+        key_type: KeyType::Ecdsa256.as_str(),
+        usages: &["client auth"],
+    }
 }
 
 fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Trigger> {
@@ -391,6 +422,7 @@ pub(crate) mod tests {
         bundle_hash: String,
         key: CaKey,
         identity: ClientIdentity,
+        policy: Policy,
     }
 
     impl Fixture {
@@ -398,12 +430,15 @@ pub(crate) mod tests {
             let ca = sample();
             let bundle = ca.certificate_pem();
             let bundle_hash = sha256_hex(bundle.as_bytes());
-            Self { ca, bundle, bundle_hash, key: CaKey::first("clients"), identity: identity() }
+            let key = CaKey::first("clients");
+            let policy = Policy::compile(None).unwrap();
+            Self { ca, bundle, bundle_hash, key, identity: identity(), policy }
         }
 
         fn world(&self, secret: SecretView) -> World<'_> {
             World {
                 identity: &self.identity,
+                namespace: None,
                 authority: AuthorityView::Ready(Signer {
                     key: &self.key,
                     facts: self.ca.facts(),
@@ -412,6 +447,7 @@ pub(crate) mod tests {
                     active_since: instant("2026-01-01T00:00:00Z"),
                     reissue_within: SignedDuration::from_hours(1),
                     retiring: &[],
+                    policy: &self.policy,
                 }),
                 secret,
                 rival: None,
@@ -687,6 +723,72 @@ pub(crate) mod tests {
         assert!(matches!(decide(&world), Decision::Keep { .. }));
         let expired = World { now: instant("2026-05-03T00:00:00Z"), ..world };
         assert_eq!(reason_of(decide(&expired)), Some(Reason::AuthorityNotReady));
+    }
+
+    fn rules(expression: &str) -> Policy {
+        let allow = format!("{{rules: [{{expression: {expression:?}, message: no}}]}}");
+        Policy::compile(Some(&serde_yaml::from_str(&allow).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_never_issued_whatever_the_trigger() {
+        let mut fixture = Fixture::new();
+        let secret = fixture.issued();
+        let good = fixture.view(&secret);
+        let mut damaged = secret.clone();
+        damaged.data.as_mut().unwrap().remove("tls.key");
+        let damaged = fixture.view(&damaged);
+        fixture.policy = rules("identity.commonName == 'laptop-8'");
+        let late = instant(NOW) + SignedDuration::from_hours(23);
+        let kept = |decision: Decision| match decision {
+            Decision::Refuse { reason: Reason::NotAllowed, message, current } => {
+                let words = "ClientAuthority \"clients\" does not allow it: spec.allow.rules[0]: no; asked for: ";
+                assert!(message.contains(words), "{message}");
+                assert_eq!(message.contains("valid until 2026-05-02T10:00:00Z"), current.is_some());
+                current.is_some()
+            }
+            other => panic!("not refused: {other:?}"),
+        };
+        let world = |secret: &SecretView| fixture.world(secret.clone());
+        assert!(!kept(decide(&world(&SecretView::Absent))));
+        assert!(!kept(decide(&world(&damaged))));
+        assert!(kept(decide(&world(&good))));
+        assert!(kept(decide(&World { now: late, ..world(&good) })), "at its renewal");
+
+        // What is revoked or expired is not called valid.
+        for world in [
+            World { revoked: true, ..world(&good) },
+            World { now: instant("2026-05-03T00:00:00Z"), ..world(&good) },
+        ] {
+            let Decision::Refuse { reason, message, .. } = decide(&world) else { panic!("issued") };
+            assert_eq!(reason, Reason::NotAllowed);
+            assert!(!message.contains("valid until"), "{message}");
+        }
+
+        // Also a change of its own spec: it asks for more than it has.
+        fixture.policy = rules("identity.dnsNames == []");
+        assert!(matches!(decide(&fixture.world(good.clone())), Decision::Keep { .. }));
+        fixture.identity.spec.dns_names = vec!["other.example.com".into()];
+        assert_eq!(reason_of(decide(&fixture.world(good))), Some(Reason::NotAllowed));
+    }
+
+    #[test]
+    fn the_labels_of_the_namespace_decide_as_they_are_now() {
+        let mut fixture = Fixture::new();
+        let allow = "{namespaceSelector: {matchLabels: {clients: 'yes'}}}";
+        fixture.policy = Policy::compile(Some(&serde_yaml::from_str(allow).unwrap())).unwrap();
+        let namespace = |value: &str| ObjectMeta {
+            name: Some("team".into()),
+            labels: Some([("clients".to_owned(), value.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let (yes, no) = (namespace("yes"), namespace("no"));
+        let world = || fixture.world(SecretView::Absent);
+        assert_eq!(reason_of(decide(&world())), Some(Reason::NotAllowed), "unseen");
+        let refused = World { namespace: Some(&no), ..world() };
+        assert_eq!(reason_of(decide(&refused)), Some(Reason::NotAllowed));
+        let allowed = World { namespace: Some(&yes), ..world() };
+        assert_eq!(trigger_of(decide(&allowed)), Some(Trigger::Missing));
     }
 
     #[test]

@@ -473,6 +473,7 @@ mod tests {
                 secret_ref: None,
                 rotation: Default::default(),
                 compromised_generations: vec![],
+                allow: None,
                 crl: Default::default(),
             },
         )
