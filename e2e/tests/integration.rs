@@ -16,6 +16,7 @@ use countersign::pki::inspect::inspect_pair;
 use countersign::pki::{Serial, crl};
 use countersign::plan::ledger::{Ledger, Record};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -286,6 +287,64 @@ async fn bad_input_gets_a_clear_answer() {
             authority_yaml("a", "}, crl: {distributionPointBaseURL: \"https://x\""),
             "must be an http:// URL",
         ),
+        (
+            authority_yaml("a", "}, allow: {maxDuration: 4m"),
+            "spec.allow.maxDuration must be at least 5m",
+        ),
+        (
+            authority_yaml(
+                "a",
+                &format!("}}, allow: {{rules: [{{expression: {}}}]", "a".repeat(1025)),
+            ),
+            "may not be more than 1024",
+        ),
+        (
+            authority_yaml(
+                "a",
+                &format!("}}, allow: {{rules: [{{expression: a, message: {}}}]", "a".repeat(257)),
+            ),
+            "may not be more than 256",
+        ),
+        (
+            authority_yaml(
+                "a",
+                &format!("}}, allow: {{rules: [{}]", "{expression: a}, ".repeat(33)),
+            ),
+            "must have at most 32 items",
+        ),
+        (
+            authority_yaml("a", "}, allow: {usages: [client auth, code signing]"),
+            "spec.allow.usages[1]: Unsupported value: \"code signing\"",
+        ),
+        (
+            authority_yaml("a", "}, allow: {keyTypes: [ECDSA-256, ECDSA-256]"),
+            "spec.allow.keyTypes[1]: Duplicate value",
+        ),
+        (
+            authority_yaml("a", "}, allow: {keyTypes: []"),
+            "spec.allow.keyTypes in body should have at least 1 items",
+        ),
+        (
+            authority_yaml(
+                "a",
+                "}, allow: {namespaceSelector: {matchExpressions: [{key: a, operator: In}]}",
+            ),
+            "In and NotIn need values",
+        ),
+        (
+            authority_yaml(
+                "a",
+                "}, allow: {namespaceSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}",
+            ),
+            "Exists and DoesNotExist have none",
+        ),
+        (
+            authority_yaml(
+                "a",
+                "}, allow: {namespaceSelector: {matchExpressions: [{key: a, operator: Like, values: [b]}]}",
+            ),
+            "Unsupported value: \"Like\"",
+        ),
     ] {
         let message = try_create(&authorities, &yaml).await.expect_err(&yaml);
         assert!(message.contains(words), "{yaml}\n{message}");
@@ -344,6 +403,197 @@ async fn bad_input_gets_a_clear_answer() {
     let trust = wait_for(&trusts, "t", READY, "False", "TargetNotFound").await;
     let message = trust.status.unwrap().conditions[0].message.clone();
     assert!(message.contains("targetRefs: Ingress \"missing\" does not exist"), "{message}");
+}
+
+/// Creates the authority `clients` with an `allow`.
+async fn authority_that_allows(client: &Client, allow: &str) -> Api<ClientAuthority> {
+    let api: Api<ClientAuthority> = Api::all(client.clone());
+    create(
+        &api,
+        &format!(
+            "{{metadata: {{name: clients}}, spec: {{selfSigned: {{commonName: x}}, allow: {allow}}}}}"
+        ),
+    )
+    .await;
+    api
+}
+
+fn ready_message(object: &impl support::HasConditions) -> String {
+    let conditions = object.conditions();
+    support::condition(&conditions, READY).expect("a condition").message.clone()
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_allowed_is_never_signed() {
+    let (plane, client) = plane().await;
+    let _operator = Operator::start(&plane);
+    let authorities = authority_that_allows(
+        &client,
+        "{namespaceSelector: {matchLabels: {clients: allowed}}, maxDuration: 720h, rules: [\
+         {expression: \"identity.dnsNames == []\"}, \
+         {expression: \"identity.commonName.startsWith(namespaceObject.metadata.labels.team + '-')\", \
+          message: commonName must begin with the team}]}",
+    )
+    .await;
+    wait_for(&authorities, "clients", READY, "True", "Ready").await;
+    let ns = namespace(&client, "allow").await;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), &ns);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &ns);
+
+    // Each refusal names its field; nothing is signed, and nothing stands in the ledger.
+    let refused = async |name: &str, words: &str| {
+        eventually(&format!("{name} is refused: {words}"), || async {
+            let identity = identities.get(name).await.ok()?;
+            let status = identity.status.as_ref()?;
+            let ready = support::condition(&status.conditions, READY)?;
+            let told = ready.reason == "NotAllowed" && ready.message.contains(words);
+            (told && ready.status == "False").then_some(())
+        })
+        .await;
+    };
+    create(&identities, &identity_yaml("red-1", ", duration: 24h")).await;
+    create(&identities, &identity_yaml("blue-1", ", duration: 24h")).await;
+    create(&identities, &identity_yaml("red-2", "")).await;
+    for name in ["red-1", "blue-1", "red-2"] {
+        refused(
+            name,
+            "ClientAuthority \"clients\" does not allow it: spec.allow.namespaceSelector: ",
+        )
+        .await;
+    }
+    patch(&namespaces, &ns, json!({"metadata": {"labels": {"clients": "allowed"}}})).await;
+    refused("red-1", "spec.allow.rules[1].expression: it can't be decided").await;
+    refused("red-2", "spec.allow.maxDuration: at most 720h; spec.duration is 2160h").await;
+    assert!(ledger(&client).await.is_empty(), "{:?}", ledger(&client).await);
+    assert!(secrets.list(&ListParams::default()).await.expect("an answer").items.is_empty());
+
+    // The namespace gets the label: what it allows is issued, and nothing else.
+    patch(&namespaces, &ns, json!({"metadata": {"labels": {"team": "red"}}})).await;
+    wait_for(&identities, "red-1", READY, "True", "Issued").await;
+    refused("blue-1", "spec.allow.rules[1]: commonName must begin with the team; asked for: commonName \"blue-1\"").await;
+    let first = secrets.get("red-1-tls").await.expect("a Secret");
+    assert!(secrets.get_opt("blue-1-tls").await.expect("an answer").is_none());
+
+    // An identity that changes to what is not allowed keeps what it has, and gets nothing new; nor does
+    // one whose Secret is lost.
+    patch(&identities, "red-1", json!({"spec": {"dnsNames": ["admin.example.com"]}})).await;
+    refused("red-1", "spec.allow.rules[0]: identity.dnsNames == [] is not true").await;
+    refused("red-1", "the present certificate is valid until").await;
+    assert_eq!(serial_of(&secrets.get("red-1-tls").await.expect("a Secret")), serial_of(&first));
+    let (_, revoked) = published_serials(&client, "clients").await;
+    assert!(revoked.is_empty());
+    patch(&identities, "red-1", json!({"spec": {"dnsNames": null}})).await;
+    wait_for(&identities, "red-1", READY, "True", "Issued").await;
+    patch(&namespaces, &ns, json!({"metadata": {"labels": {"clients": "no-more"}}})).await;
+    refused("red-1", "spec.allow.namespaceSelector: ").await;
+    delete(&secrets, "red-1-tls").await;
+    patch(&identities, "red-1", json!({"spec": {"commonName": "red-11"}})).await;
+    eventually("the change is looked at", || async {
+        let identity = identities.get("red-1").await.ok()?;
+        let seen = identity.status?.observed_generation == identity.metadata.generation;
+        seen.then_some(())
+    })
+    .await;
+    assert!(secrets.get_opt("red-1-tls").await.expect("an answer").is_none());
+    let issued = ledger(&client).await;
+    assert_eq!(issued.len(), 1, "{issued:?}");
+
+    // The authority becomes more generous: whoever was refused gets a certificate.
+    patch(&authorities, "clients", json!({"spec": {"allow": null}})).await;
+    for name in ["red-1", "red-2", "blue-1"] {
+        wait_for(&identities, name, READY, "True", "Issued").await;
+    }
+}
+
+#[tokio::test]
+async fn an_allow_that_does_not_compile_stops_signing_but_not_the_crl() {
+    let (plane, client) = plane().await;
+    let operator = Operator::start(&plane);
+    authority(&client, "clients").await;
+    let authorities: Api<ClientAuthority> = Api::all(client.clone());
+    let ns = namespace(&client, "invalid").await;
+    let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), &ns);
+    let revocations: Api<CertificateRevocation> = Api::namespaced(client.clone(), &ns);
+    create(&identities, &identity_yaml("before", "")).await;
+    let before = wait_for(&identities, "before", READY, "True", "Issued").await;
+
+    let broken =
+        json!({"spec": {"allow": {"rules": [{"expression": "identity.comonName == 'x'"}]}}});
+    patch(&authorities, "clients", broken).await;
+    let told = wait_for(&authorities, "clients", READY, "False", "InvalidAllow").await;
+    let message = ready_message(&told);
+    let words = "spec.allow.rules[0].expression: identity has no field comonName; it has ";
+    assert!(message.starts_with(words), "{message}");
+    create(&identities, &identity_yaml("after", "")).await;
+    wait_for(&identities, "after", READY, "False", "AuthorityNotReady").await;
+    // What is good stays good, what is stolen dies.
+    wait_for(&identities, "before", READY, "True", "Issued").await;
+    create(&revocations, &revocation_yaml("stolen", "identityRef: {name: before}")).await;
+    wait_for(&revocations, "stolen", PUBLISHED, "True", "Published").await;
+    let (_, serials) = published_serials(&client, "clients").await;
+    let serial = before.status.unwrap().serial_number.unwrap();
+    assert!(serials.iter().any(|revoked| revoked.to_string() == serial));
+
+    // Also after a restart, until it is put right.
+    assert!(operator.stop().success());
+    let _operator = Operator::start(&plane);
+    create(&identities, &identity_yaml("later", "")).await;
+    wait_for(&identities, "later", READY, "False", "AuthorityNotReady").await;
+    assert_eq!(ledger_of_issued(&client).await, 1);
+    let mended =
+        json!({"spec": {"allow": {"rules": [{"expression": "identity.commonName != 'later'"}]}}});
+    patch(&authorities, "clients", mended).await;
+    wait_for(&authorities, "clients", READY, "True", "Ready").await;
+    wait_for(&identities, "after", READY, "True", "Issued").await;
+    wait_for(&identities, "later", READY, "False", "NotAllowed").await;
+}
+
+async fn ledger_of_issued(client: &Client) -> usize {
+    let records = ledger(client).await;
+    records.iter().filter(|record| matches!(record, Record::Issued(_))).count()
+}
+
+#[tokio::test]
+async fn an_operator_of_some_namespaces_sees_the_labels_of_these() {
+    let (plane, client) = plane().await;
+    let ns = namespace(&client, "inside").await;
+    let operator = Operator::start_as(&plane, "limited", &["--watch-namespaces", &ns]);
+    let allow = format!(
+        "{{namespaceSelector: {{matchExpressions: [{{key: kubernetes.io/metadata.name, operator: In, values: [{ns}]}}]}}}}"
+    );
+    authority_that_allows(&client, &allow).await;
+    let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), &ns);
+    create(&identities, &identity_yaml("laptop", "")).await;
+    wait_for(&identities, "laptop", READY, "True", "Issued").await;
+    drop(operator);
+
+    // As the chart has it: a right to list and watch namespaces by name covers these watches, and no more.
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    create(
+        &roles,
+        &format!(
+            "{{metadata: {{name: limited}}, rules: [{{apiGroups: [''], resources: [namespaces], verbs: [list, watch], resourceNames: [{ns}]}}]}}"
+        ),
+    )
+    .await;
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    create(
+        &bindings,
+        "{metadata: {name: limited}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: limited}, \
+         subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: limited}]}",
+    )
+    .await;
+    let mut config = plane.config("admin").await;
+    config.auth_info.impersonate = Some("limited".to_owned());
+    let namespaces: Api<Namespace> = Api::all(Client::try_from(config).expect("a client"));
+    let named = |name: &str| ListParams::default().fields(&format!("metadata.name={name}"));
+    let seen =
+        eventually("the right is in force", || async { namespaces.list(&named(&ns)).await.ok() })
+            .await;
+    assert_eq!(seen.items.len(), 1);
+    assert!(namespaces.list(&ListParams::default()).await.is_err());
+    assert!(namespaces.list(&named("default")).await.is_err());
 }
 
 #[tokio::test]

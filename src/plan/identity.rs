@@ -735,7 +735,7 @@ pub(crate) mod tests {
         let mut fixture = Fixture::new();
         let secret = fixture.issued();
         let good = fixture.view(&secret);
-        let mut damaged = secret.clone();
+        let mut damaged = secret;
         damaged.data.as_mut().unwrap().remove("tls.key");
         let damaged = fixture.view(&damaged);
         fixture.policy = rules("identity.commonName == 'laptop-8'");
