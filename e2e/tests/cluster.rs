@@ -196,6 +196,9 @@ async fn a1_the_examples_work_as_they_are() {
     let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), ns);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), ns);
     wait_for(&identities, "laptop", READY, "True", "Issued").await;
+    apply("08-allow.yaml");
+    wait_for(&identities, "tablet", READY, "True", "Issued").await;
+    wait_for(&identities, "impostor", READY, "False", "NotAllowed").await;
     for trust in ["shop", "catalogue"] {
         wait_for(&trusts, trust, READY, "True", "Programmed").await;
     }
@@ -803,7 +806,11 @@ async fn d3_a_chart_value_limits_the_operator_to_named_namespaces() {
     let authorities: Api<ClientAuthority> = Api::all(client.clone());
     create(
         &authorities,
-        &format!("{{metadata: {{name: {inside}}}, spec: {{selfSigned: {{commonName: limited}}}}}}"),
+        // The labels of a namespace are seen with the limited rights too.
+        &format!(
+            "{{metadata: {{name: {inside}}}, spec: {{selfSigned: {{commonName: limited}}, allow: {{namespaceSelector: \
+             {{matchExpressions: [{{key: kubernetes.io/metadata.name, operator: In, values: [{inside}, {outside}]}}]}}}}}}}}"
+        ),
     )
     .await;
     wait_for(&authorities, &inside, READY, "True", "Ready").await;

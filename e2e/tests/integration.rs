@@ -609,7 +609,9 @@ async fn a_steady_cluster_sees_no_write_also_after_a_restart() {
     }
     create(&identities, &identity_yaml("broken", "").replace("name: clients", "name: nobody"))
         .await;
+    wait_for(&identities, "client-0", READY, "True", "Issued").await;
     create(&revocations, &revocation_yaml("stolen", "identityRef: {name: client-0}")).await;
+    wait_for(&revocations, "stolen", PUBLISHED, "True", "Published").await;
     let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), &ns);
     create(
         &trusts,
@@ -629,7 +631,7 @@ async fn a_steady_cluster_sees_no_write_also_after_a_restart() {
     eventually("the counts are right", || async {
         let status = authorities.get("clients").await.ok()?.status?;
         let counts = status.certificates?;
-        (counts.live == 19).then_some(())
+        (counts.live == 19 && counts.revoked == 1).then_some(())
     })
     .await;
 

@@ -44,7 +44,7 @@ pub struct AllowRule {
     /// A CEL expression that must be true. It sees `identity` (`name`, `labels`, `annotations` and the
     /// fields of the spec; strings that are not set are "", lists are []) and `namespaceObject`
     /// (`metadata.name`, `metadata.labels`, `metadata.annotations`), such as
-    /// `identity.commonName.startsWith(namespaceObject.metadata.name + '-')`.
+    /// `identity.commonName.startsWith(namespaceObject.metadata.name + '.')`.
     #[schemars(length(min = 1, max = 1024))]
     pub expression: String,
     /// What the identity's condition says when the expression is not true.

@@ -72,6 +72,7 @@ pub struct Expression {
     program: Program,
     /// The variables and fields that it reads, such as `identity.commonName`.
     pub reads: BTreeSet<String>,
+    has_loops: bool,
 }
 
 /// The regular expressions of a set of expressions, by their text.
@@ -103,10 +104,17 @@ impl Expression {
             Some(error) => CelError::new(format!("{}:{}: {}", error.pos.0, error.pos.1, error.msg)),
             None => CelError::new("it is not CEL"),
         })?;
-        let mut walk =
-            Walk { sample, patterns, reads: BTreeSet::new(), bound: vec![], loops: 0, growth: 0 };
+        let mut walk = Walk {
+            sample,
+            patterns,
+            reads: BTreeSet::new(),
+            bound: vec![],
+            loops: 0,
+            has_loops: false,
+            growth: 0,
+        };
         walk.visit(program.expression(), 0)?;
-        let expression = Self { reads: walk.reads, program };
+        let expression = Self { reads: walk.reads, has_loops: walk.has_loops, program };
         // What has the wrong type with any values has it with those of the sample. Errors about the values
         // themselves, such as a label that is missing, are of the sample's making.
         match expression.value(&Scope::new(sample, Arc::new(patterns.clone()))) {
@@ -120,7 +128,7 @@ impl Expression {
                 | ExecutionError::Overflow(..)
                 | ExecutionError::FunctionError { .. },
             )) => Ok(expression),
-            other => Err(trouble(other)),
+            other => Err(expression.trouble(other)),
         }
     }
 
@@ -128,7 +136,7 @@ impl Expression {
     pub fn is_true(&self, scope: &Scope) -> Result<bool, CelError> {
         match self.value(scope) {
             Ok(Value::Bool(value)) => Ok(value),
-            other => Err(trouble(other)),
+            other => Err(self.trouble(other)),
         }
     }
 
@@ -137,19 +145,48 @@ impl Expression {
         let evaluate = AssertUnwindSafe(|| self.program.execute(&scope.0));
         catch_unwind(evaluate).map_err(|_| Failure::Panic)?.map_err(Failure::Cel)
     }
+
+    /// The words for a failure are the same each time, or conditions would be written again and again:
+    /// maps have no order, so that a loop fails at one entry or another, and a map is printed one way or
+    /// another.
+    fn trouble(&self, value: Result<Value, Failure>) -> CelError {
+        let error = match value {
+            Ok(_) => return CelError::new("its value is neither true nor false"),
+            Err(Failure::Panic) => return CelError::new("the CEL interpreter can't cope with it"),
+            Err(Failure::Cel(error)) => error,
+        };
+        let (kind, detail) = match &error {
+            ExecutionError::NoSuchKey(key) => ("no such key", key.to_string()),
+            ExecutionError::IndexOutOfBounds(_) => ("index out of bounds", String::new()),
+            ExecutionError::DuplicateKey(_) => ("a key of a map is repeated", String::new()),
+            ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
+                ("division by zero", String::new())
+            }
+            ExecutionError::Overflow(..) => ("a number is too large", String::new()),
+            ExecutionError::FunctionError { function, message } => {
+                ("a function failed", format!("{function}: {message}"))
+            }
+            ExecutionError::UndeclaredReference(name) => ("there is no", name.to_string()),
+            ExecutionError::NoSuchOverload(error) => ("types don't fit", error.to_string()),
+            ExecutionError::UnexpectedType { got, want } => {
+                ("types don't fit", format!("{got} instead of {want}"))
+            }
+            ExecutionError::UnsupportedBinaryOperator(operator, ..) => {
+                ("types don't fit", format!("operator {operator}"))
+            }
+            _ => ("types don't fit", String::new()),
+        };
+        CelError::new(if detail.is_empty() || self.has_loops {
+            kind.to_owned()
+        } else {
+            format!("{kind}: {detail}")
+        })
+    }
 }
 
 enum Failure {
     Cel(ExecutionError),
     Panic,
-}
-
-fn trouble(value: Result<Value, Failure>) -> CelError {
-    CelError::new(match value {
-        Ok(_) => "its value is neither true nor false".to_owned(),
-        Err(Failure::Cel(error)) => error.to_string(),
-        Err(Failure::Panic) => "the CEL interpreter can't cope with it".to_owned(),
-    })
 }
 
 /// The variables of an evaluation.
@@ -182,17 +219,18 @@ struct Walk<'a> {
     /// Variables of loops.
     bound: Vec<String>,
     loops: usize,
+    has_loops: bool,
     growth: usize,
 }
 
 impl Walk<'_> {
     fn visit(&mut self, node: &IdedExpr, depth: usize) -> Result<(), CelError> {
-        let path = path(node);
-        if depth + path.as_ref().map_or(0, Vec::len) > DEEPEST {
+        let selected = path(node);
+        if depth + selected.as_ref().map_or(0, Vec::len) > DEEPEST {
             return Err(CelError::new(format!("it is nested deeper than {DEEPEST} levels")));
         }
-        if let Some(path) = path {
-            return self.read(&path);
+        if let Some(path) = selected {
+            return self.read(&path).map(drop);
         }
         let depth = depth + 1;
         match &node.expr {
@@ -213,6 +251,7 @@ impl Walk<'_> {
                 EntryExpr::StructField(_) => Err(CelError::new("it makes an object")),
             }),
             Expr::Comprehension(each) => {
+                self.has_loops = true;
                 self.loops += 1;
                 if self.loops > MOST_LOOPS {
                     let message = format!("it has loops within loops, more than {MOST_LOOPS} deep");
@@ -220,6 +259,13 @@ impl Walk<'_> {
                 }
                 self.visit(&each.iter_range, depth)?;
                 self.visit(&each.accu_init, depth)?;
+                if matches!(each.accu_init.expr, Expr::List(_))
+                    && let Some(path) = path(&each.iter_range)
+                    && self.read(&path)?.is_some_and(Json::is_object)
+                {
+                    let message = "labels and annotations have no order: use all or exists";
+                    return Err(CelError::new(message));
+                }
                 let outside = self.bound.len();
                 self.bound.extend([each.iter_var.clone(), each.accu_var.clone()]);
                 self.bound.extend(each.iter_var2.clone());
@@ -277,10 +323,10 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A variable, with the fields that are selected of it.
-    fn read(&mut self, path: &[&str]) -> Result<(), CelError> {
+    /// A variable, with the fields that are selected of it; what the sample has there.
+    fn read(&mut self, path: &[&str]) -> Result<Option<&Json>, CelError> {
         if self.bound.iter().any(|name| name == path[0]) {
-            return Ok(());
+            return Ok(None);
         }
         let mut value = self.sample;
         for (index, name) in path.iter().enumerate() {
@@ -292,7 +338,10 @@ impl Walk<'_> {
             match fields.get(*name) {
                 Some(field) => value = field,
                 // Labels and annotations: any name may be there.
-                None if fields.is_empty() => break,
+                None if fields.is_empty() => {
+                    value = &Json::Null;
+                    break;
+                }
                 None => {
                     let known: Vec<&str> = fields.keys().map(String::as_str).collect();
                     let known = known.join(", ");
@@ -305,7 +354,7 @@ impl Walk<'_> {
             }
         }
         self.reads.insert(path.join("."));
-        Ok(())
+        Ok(Some(value))
     }
 }
 
