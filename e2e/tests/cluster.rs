@@ -180,7 +180,13 @@ async fn a1_the_examples_work_as_they_are() {
         let path = root().join("examples").join(file).display().to_string();
         kubectl(&["apply", "-f", &path], "");
     };
-    for file in ["00-namespace.yaml", "01-authority.yaml", "02-identity.yaml"] {
+    for file in [
+        "00-namespace.yaml",
+        "01-authority.yaml",
+        "02-identity.yaml",
+        "09-request.yaml",
+        "10-keystore.yaml",
+    ] {
         apply(file);
     }
     let pem = files.path().join("server.pem").display().to_string();
@@ -195,7 +201,17 @@ async fn a1_the_examples_work_as_they_are() {
     let identities: Api<ClientIdentity> = Api::namespaced(client.clone(), ns);
     let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), ns);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), ns);
-    wait_for(&identities, "laptop", READY, "True", "Issued").await;
+    for identity in ["laptop", "sensor", "app"] {
+        wait_for(&identities, identity, READY, "True", "Issued").await;
+    }
+    let sensor = secrets.get("sensor-tls").await.expect("a Secret").data.expect("data");
+    assert_eq!(sensor.keys().collect::<Vec<_>>(), ["ca.crt", "tls.crt"]);
+    let app = secrets.get("app-tls").await.expect("a Secret").data.expect("data");
+    assert!(
+        ["keystore.p12", "truststore.p12", "tls-combined.pem"]
+            .iter()
+            .all(|key| app.contains_key(*key))
+    );
     apply("08-allow.yaml");
     wait_for(&identities, "tablet", READY, "True", "Issued").await;
     wait_for(&identities, "impostor", READY, "False", "NotAllowed").await;

@@ -5,11 +5,13 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::AuthorityReference;
+use super::allow::Usage;
 use super::duration::Duration;
 use super::lifecycle::{
     CertificateRevision, DeletionPolicy, LastFailure, RevocationPolicy, RolloutRestartTarget,
     SecretTemplate,
 };
+use super::material::{AdditionalOutputFormat, Keystores, PrivateKeySpec};
 
 /// A client that proves who it is by a certificate.
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
@@ -61,8 +63,10 @@ use super::lifecycle::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.commonName) || (has(self.dnsNames) && size(self.dnsNames) > 0) || (has(self.emailAddresses) && size(self.emailAddresses) > 0) || (has(self.uris) && size(self.uris) > 0) || (has(self.ipAddresses) && size(self.ipAddresses) > 0)")
-        .message("spec must name the client: set commonName, dnsNames, emailAddresses, uris or ipAddresses"),
+    validation = Rule::new("has(self.commonName) || (has(self.dnsNames) && size(self.dnsNames) > 0) || (has(self.emailAddresses) && size(self.emailAddresses) > 0) || (has(self.uris) && size(self.uris) > 0) || (has(self.ipAddresses) && size(self.ipAddresses) > 0) || (has(self.userPrincipalNames) && size(self.userPrincipalNames) > 0)")
+        .message("spec must name the client: set commonName, dnsNames, emailAddresses, uris, ipAddresses or userPrincipalNames"),
+    validation = Rule::new("!has(self.request) || !(has(self.privateKey) || has(self.keystores) || has(self.additionalOutputFormats))")
+        .message("spec.request leaves the key with the client: privateKey, keystores and additionalOutputFormats can't be set beside it"),
     validation = Rule::new("!has(self.renewBefore) || duration(self.renewBefore) + duration('10s') <= duration(self.duration)")
         .message("spec.renewBefore must be at least 10s shorter than spec.duration"),
     validation = Rule::new("!has(self.renewBefore) || !has(self.renewBeforePercentage)")
@@ -93,8 +97,12 @@ pub struct ClientIdentitySpec {
     /// URI subject alternative names, such as `spiffe://example.com/laptop-7`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 3, max = 2048)))]
-    #[x_kube(validation = Rule::new("self.all(u, u.matches('^[A-Za-z][A-Za-z0-9+.-]*:[!-~]+$') && isURL(u))")
-        .message("spec.uris must hold absolute ASCII URIs such as spiffe://example.com/laptop-7"))]
+    #[x_kube(
+        validation = Rule::new("self.all(u, u.matches('^[A-Za-z][A-Za-z0-9+.-]*:[!-~]+$') && isURL(u))")
+            .message("spec.uris must hold absolute ASCII URIs such as spiffe://example.com/laptop-7"),
+        validation = Rule::new("self.all(u, !u.matches('^[Ss][Pp][Ii][Ff][Ff][Ee]:') || (size(self) == 1 && u.matches('^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)*$') && !u.matches('/[.][.]?(/|$)')))")
+            .message("spec.uris: a SPIFFE ID has the form spiffe://trust-domain/path, lower-case up to the path, and is the only URI of its certificate")
+    )]
     pub uris: Vec<String>,
     /// IP address subject alternative names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -102,6 +110,38 @@ pub struct ClientIdentitySpec {
     #[x_kube(validation = Rule::new("self.all(a, isIP(a))")
         .message("spec.ipAddresses must hold IPv4 or IPv6 addresses"))]
     pub ip_addresses: Vec<String>,
+    /// User principal names, such as `ada@example.com`, as Active Directory has them (otherName
+    /// 1.3.6.1.4.1.311.20.2.3).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 3, max = 256)))]
+    #[x_kube(validation = Rule::new("self.all(n, n.matches('^[^@[:cntrl:] ]+@[^@[:cntrl:] ]+$'))")
+        .message("spec.userPrincipalNames must hold names such as ada@example.com"))]
+    pub user_principal_names: Vec<String>,
+    /// What the certificate may be used for. `server auth` is signed only when the authority allows it.
+    #[serde(default = "client_auth")]
+    #[schemars(length(min = 1, max = 2))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("'client auth' in self").message("spec.usages must hold \"client auth\"")
+    )]
+    pub usages: Vec<Usage>,
+    /// The key that is made for the client. ECDSA on P-256, replaced with each certificate, when not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<PrivateKeySpec>,
+    /// A certificate signing request (PKCS #10, PEM) of a client that keeps its key. Its key is certified
+    /// and nothing else is taken from it: names and usages are those of this spec. The Secret then holds no
+    /// `tls.key` and is of type `Opaque`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16384))]
+    pub request: Option<String>,
+    /// Key stores beside the PEM files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keystores: Option<Keystores>,
+    /// Further forms in which the Secret holds key and certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub additional_output_formats: Vec<AdditionalOutputFormat>,
     /// Lifetime of each certificate. At least 5m; cut to the lifetime of the CA.
     #[serde(default = "ninety_days")]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$') && duration(self) >= duration('5m')")
@@ -118,7 +158,8 @@ pub struct ClientIdentitySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 99))]
     pub renew_before_percentage: Option<i32>,
-    /// Name of the Secret, in the same namespace, that receives `tls.crt`, `tls.key` and `ca.crt`.
+    /// Name of the Secret, in the same namespace, that receives `tls.crt`, `tls.key` and `ca.crt`, and
+    /// what else is asked for here.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
         .message("spec.secretName must be a valid Secret name: lower-case letters, digits, '-' and '.'"))]
@@ -146,14 +187,38 @@ pub struct ClientIdentitySpec {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
-    /// Organization (O): at most one.
+    /// Countries (C), two letters each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1), inner(length(min = 1, max = 64)))]
+    #[schemars(length(max = 8), inner(length(min = 2, max = 2)))]
+    #[x_kube(validation = Rule::new("self.all(c, c.matches('^[A-Z]{2}$'))")
+        .message("spec.subject.countries must hold codes of ISO 3166 such as DE"))]
+    pub countries: Vec<String>,
+    /// States or provinces (ST).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
+    pub provinces: Vec<String>,
+    /// Localities (L).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
+    pub localities: Vec<String>,
+    /// Organizations (O).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 64)))]
     pub organizations: Vec<String>,
-    /// Organizational unit (OU): at most one.
+    /// Organizational units (OU).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1), inner(length(min = 1, max = 64)))]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 64)))]
     pub organizational_units: Vec<String>,
+    /// Serial number of the device or person (serialNumber), not of the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[-A-Za-z0-9 ()+,./:=?\\']+$')")
+        .message("spec.subject.serialNumber holds letters, digits, space and '()+,-./:=? (PrintableString)"))]
+    pub serial_number: Option<String>,
+}
+
+fn client_auth() -> Vec<Usage> {
+    vec![Usage::ClientAuth]
 }
 
 fn ninety_days() -> Duration {
@@ -173,12 +238,18 @@ pub enum Reason {
     AuthorityExpired,
     /// A field of the spec can't be put into a certificate.
     InvalidSpec,
+    /// `spec.request` is not a CSR that can be signed.
+    InvalidRequest,
     /// The authority's `spec.allow` refuses what this identity asks for.
     NotAllowed,
     /// Another, older `ClientIdentity` names the same Secret.
     SecretNameConflict,
     /// A Secret of that name exists and is not ours.
     SecretNotOwned,
+    /// Our Secret is of another type than the spec needs, and a type can't be changed.
+    SecretTypeConflict,
+    /// The certificate stands in the Secret, but the key store beside it can't be made.
+    KeystoreFailed,
     /// A `CertificateRevocation` names this identity: nothing is issued until it is deleted.
     Revoked,
     /// Signing, checking or writing failed; `status.lastFailure` says more.
@@ -196,9 +267,12 @@ impl Reason {
             Self::AuthorityNotReady => "AuthorityNotReady",
             Self::AuthorityExpired => "AuthorityExpired",
             Self::InvalidSpec => "InvalidSpec",
+            Self::InvalidRequest => "InvalidRequest",
             Self::NotAllowed => "NotAllowed",
             Self::SecretNameConflict => "SecretNameConflict",
             Self::SecretNotOwned => "SecretNotOwned",
+            Self::SecretTypeConflict => "SecretTypeConflict",
+            Self::KeystoreFailed => "KeystoreFailed",
             Self::Revoked => "Revoked",
             Self::IssuanceFailed => "IssuanceFailed",
             Self::Drifted => "Drifted",

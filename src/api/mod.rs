@@ -7,6 +7,7 @@ pub mod condition;
 pub mod duration;
 pub mod identity;
 pub mod lifecycle;
+pub mod material;
 pub mod revocation;
 pub mod trust;
 
@@ -72,6 +73,10 @@ pub mod annotation {
     /// On the pod template of a workload: the serial number of the certificate that it was restarted
     /// for.
     pub const RESTARTED_FOR: &str = "countersign.dev/restarted-for-serial";
+    /// Hash of what else the Secret's data is made from: forms of the key, key stores.
+    pub const DATA_HASH: &str = "countersign.dev/data-hash";
+    /// The keys of the Secret that were asked for beside the usual ones, comma-separated.
+    pub const ADDITIONAL_KEYS: &str = "countersign.dev/additional-keys";
     /// The `ClientTrust` that wrote on an object of the user.
     pub const TRUST: &str = "countersign.dev/client-trust";
     /// Number of the authority's CA generation that signed the leaf.

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::context::{Ca, Context};
 use super::error::Error;
 use crate::api::authority::{CaKeyAlgorithm, CaState, Custody, NameConstraints, SelfSigned};
-use crate::api::condition::truncate;
+use crate::api::condition::{READY, is_true, truncate};
 use crate::api::revocation::RevocationReason;
 use crate::api::{ClientAuthority, annotation, label};
 use crate::cluster::Key;
@@ -193,6 +193,11 @@ fn lacks_bundle(context: &Context, authority: &str, bundle_hash: &str) -> Option
         if identity.spec.authority_ref.name != authority
             || identity.metadata.deletion_timestamp.is_some()
         {
+            continue;
+        }
+        // One that is refused keeps what it has, and must not hold up all others.
+        let conditions = identity.status.as_ref().map(|status| status.conditions.as_slice());
+        if !is_true(conditions.unwrap_or_default(), READY) {
             continue;
         }
         let namespace = identity.namespace().unwrap_or_default();

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
 use super::context::{Context, Signing, index_key};
 use super::error::Error;
+use super::material::{Found, add_keystores, gather_secret, private_key};
 use super::queue::Outcome;
 use super::settle::{put_status, settle, told, until};
 use super::upkeep;
@@ -20,19 +21,19 @@ use crate::api::{ClientIdentity, annotation};
 use crate::cluster::apply::write;
 use crate::cluster::{FIELD_MANAGER, Key};
 use crate::metrics::IssuanceLabels;
+use crate::pki::Serial;
 use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
-use crate::pki::{KeyType, PrivateKey, Serial};
 use crate::plan::authority::crl_url;
 use crate::plan::identity::{AuthorityView, Decision, Issuance, Trigger, World, decide, holder};
 use crate::plan::ledger::{Issued, Record};
+use crate::plan::material::{KeySource, Material};
 use crate::plan::renewal::renewal;
 use crate::plan::retry::{Repair, held_until, is_drifting, repair};
 use crate::plan::secret::{
-    Current, Rendered, SecretView, last_writer, ownership, render_refresh, render_secret,
-    view_metadata, view_secret,
+    Current, Rendered, SecretView, last_writer, present_chain, present_key, render_refresh,
+    render_secret, view_metadata,
 };
-use crate::plan::template::is_dressed;
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "identity";
@@ -103,18 +104,29 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         }
         Decision::Refresh(current) => {
             // Not so when the authority has published another bundle.
-            let by_others = !found.dressed || found.noted_bundle() != Some(&current.bundle_hash);
+            let by_others = !found.dressed
+                || found.noted(annotation::BUNDLE) != Some(&current.bundle_hash)
+                || (current.data_hash.is_none() && found.noted(annotation::DATA_HASH).is_some());
             let held = hold(&context, &identity, &found, by_others, Some(&current), now).await?;
             if let Some(wait) = held {
                 return Ok(wait);
             }
             let signing = signing.expect("a bundle is published by an authority that can sign");
             let present = found.secret.expect("the Secret was read before it is refreshed");
-            info!("refreshing the trust bundle, labels and annotations");
-            let wanted = render_refresh(&identity, present, &signing.bundle);
+            let private_key = present_key(&present).filter(|_| identity.spec.request.is_none());
+            let mut material = Material {
+                chain: present_chain(&present),
+                key: private_key.as_ref(),
+                bundle: &signing.bundle,
+                keystores: None,
+            };
+            let lacks = add_keystores(&identity, &mut material, found.password.as_ref());
+            info!("writing the Secret anew around its certificate");
+            let wanted = render_refresh(&identity, present, &material);
             match write(&context.client, &wanted).await {
                 Ok(written) => {
                     context.note_checked(key, &written);
+                    let current = Current { lacks, ..current };
                     let renewal = renewal(&identity, &current);
                     settle(&context, &identity, &current, renewal, now).await
                 }
@@ -145,7 +157,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
                     .and_then(|status| status.not_after.as_ref())
                     .is_some_and(|end| end.0 > now);
             let signing = signing.expect("only an authority that can sign leads to an issuance");
-            let issued = issue_into(&context, &identity, &signing, issuance, found.secret, now);
+            let issued = issue_into(&context, &identity, &signing, issuance, found, now);
             match issued.await {
                 Ok(current) => {
                     let renewal = renewal(&identity, &current);
@@ -214,63 +226,6 @@ async fn hold(
     Ok(Some(Outcome::After(until(next, now))))
 }
 
-/// A Secret as it was found.
-struct Found {
-    view: SecretView,
-    /// All of it, when it was read.
-    secret: Option<Secret>,
-    /// Was it read? Otherwise its annotations tell.
-    whole: bool,
-    dressed: bool,
-    version: Option<String>,
-}
-
-impl Found {
-    /// Hash of the trust bundle that we wrote.
-    fn noted_bundle(&self) -> Option<&String> {
-        self.secret.as_ref()?.annotations().get(annotation::BUNDLE)
-    }
-}
-
-/// Reads the Secret, or, when its data is known to be what its annotations say, only these.
-async fn gather_secret(
-    context: &Context,
-    identity: &ClientIdentity,
-    signing: Option<&Signing>,
-    now: Timestamp,
-    whole: bool,
-) -> Result<Found, Error> {
-    let namespace = identity.namespace().unwrap_or_default();
-    let name = &identity.spec.secret_name;
-    let seen = context.stores.secrets.get(&Key::new(&namespace, name));
-    if let Some(seen) = seen.filter(|seen| !whole && context.is_checked(&Key::of(identity), seen))
-        && ownership(identity, &seen.metadata).is_none()
-        && let Some(current) = view_metadata(&seen.metadata)
-    {
-        return Ok(Found {
-            view: SecretView::Good(current),
-            secret: None,
-            whole: false,
-            dressed: is_dressed(identity, &seen.metadata),
-            version: seen.metadata.resource_version.clone(),
-        });
-    }
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    let secret = api
-        .get_opt(name)
-        .await
-        .map_err(|source| Error::Read { object: format!("Secret {namespace}/{name}"), source })?;
-    let generations = signing.map(|signing| signing.generations.as_slice()).unwrap_or_default();
-    let trusted: Vec<_> = generations.iter().map(|one| &*one.ca).collect();
-    Ok(Found {
-        view: view_secret(identity, secret.as_ref(), &trusted, now),
-        whole: true,
-        dressed: secret.as_ref().is_some_and(|secret| is_dressed(identity, &secret.metadata)),
-        version: secret.as_ref().and_then(ResourceExt::resource_version),
-        secret,
-    })
-}
-
 fn gather<'a>(
     context: &Context,
     identity: &'a ClientIdentity,
@@ -287,13 +242,10 @@ fn gather<'a>(
         SecretView::Good(current) => Some(current.serial),
         _ => None,
     };
-    let (revoked, issued_at, last_revision) = context.ledger.read_all(|books| {
-        // A serial is unique, whichever authority signed it.
-        let revoked = serial
-            .is_some_and(|serial| books.values().any(|book| book.revocation(&serial).is_some()));
+    let (issued_at, last_revision) = context.ledger.read_all(|books| {
         let issued = serial.and_then(|serial| books.values().find_map(|book| book.find(&serial)));
         let last_revision = books.values().map(|book| book.last_revision(uid)).max().unwrap_or(0);
-        (revoked, issued.and_then(|issued| issued.issued_at), last_revision)
+        (issued.and_then(|issued| issued.issued_at), last_revision)
     });
     World {
         identity,
@@ -308,12 +260,17 @@ fn gather<'a>(
         secret: found.view.clone(),
         rival: rival(context, identity, &namespace),
         hold: revocation_of(context, identity, &namespace, uid),
-        revoked,
+        revoked: serial.is_some_and(|serial| is_revoked(context, &serial)),
         issued_at,
         dressed: found.dressed,
         last_revision,
         now,
     }
+}
+
+/// Is a certificate revoked? A serial is unique, whichever authority signed it.
+fn is_revoked(context: &Context, serial: &Serial) -> bool {
+    context.ledger.read_all(|books| books.values().any(|book| book.revocation(serial).is_some()))
 }
 
 /// The oldest identity that names a Secret owns it; the name decides between two of one second.
@@ -349,10 +306,20 @@ async fn issue_into(
     identity: &ClientIdentity,
     signing: &Signing,
     issuance: Issuance,
-    present: Option<Secret>,
+    found: Found,
     now: Timestamp,
 ) -> Result<Current, Error> {
-    let (serial, key) = (Serial::random(), PrivateKey::generate(KeyType::EcdsaP256));
+    let Found { secret: present, password, .. } = found;
+    let serial = Serial::random();
+    // The key of a certificate that was revoked may be known to others.
+    let noted = present.as_ref().and_then(|present| view_metadata(&present.metadata));
+    let kept =
+        present.as_ref().filter(|_| noted.is_none_or(|noted| !is_revoked(context, &noted.serial)));
+    let key = private_key(&issuance.key, kept).await;
+    let public_key = match &issuance.key {
+        KeySource::Requested(request) => request.public_key_der.clone(),
+        _ => key.as_ref().expect("whoever asks for no key gets one").public_key_der(),
+    };
     let record = Record::Issued(Issued {
         serial,
         revision: issuance.revision,
@@ -366,7 +333,6 @@ async fn issue_into(
     let active = signing.active();
     context.ledger.record(&active.key, vec![record]).await?;
 
-    let public_key = key.public_key_der();
     let url = signing.crl_base.as_ref().map(|base| crl_url(base, &active.key));
     let request = IssueRequest {
         profile: &issuance.profile,
@@ -377,8 +343,14 @@ async fn issue_into(
         crl_url: url.as_deref(),
     };
     let issued = issue(&active.ca, &request)?;
-    let intermediates = active.ca.intermediates();
-    let facts = verify_issued(&issued.der, &request, intermediates, &signing.roots, now)?;
+    let facts = verify_issued(&issued.der, &request, active.ca.chain(), &signing.roots, now)?;
+    let mut material = Material {
+        chain: active.ca.with_intermediates(&issued.der).into_bytes(),
+        key: key.as_ref(),
+        bundle: &signing.bundle,
+        keystores: None,
+    };
+    let lacks = add_keystores(identity, &mut material, password.as_ref());
     let current = Current {
         serial,
         fingerprint: facts.fingerprint,
@@ -388,13 +360,11 @@ async fn issue_into(
         spec_hash: issuance.spec_hash,
         generation: active.key.generation,
         bundle_hash: signing.bundle_hash.clone(),
+        data_hash: None,
+        public_key: None,
+        lacks,
     };
-    let rendered = Rendered {
-        current: &current,
-        certificate: active.ca.with_intermediates(&issued.der),
-        key: &key,
-        bundle: &signing.bundle,
-    };
+    let rendered = Rendered { current: &current, material };
     let repaired = issuance.trigger == Trigger::Repair;
     let written = write(&context.client, &render_secret(identity, present, &rendered)).await?;
     context.note_checked(Key::of(identity), &written);

@@ -6,6 +6,7 @@ mod crl;
 pub mod error;
 mod generations;
 pub mod identity;
+mod material;
 mod orphans;
 pub mod queue;
 pub mod revocation;

@@ -25,6 +25,8 @@ use crate::plan::status::{Observed, status};
 const OVERDUE: Duration = Duration::from_secs(60);
 /// While a workload could not be restarted: it may be about to be created.
 const ROLLOUT: Duration = Duration::from_secs(60);
+/// The Secret of a password is not ours, so that it is not watched.
+const PASSWORD: Duration = Duration::from_secs(60);
 /// Two looks at an identity are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
@@ -48,6 +50,9 @@ pub(super) async fn settle(
     if next <= now {
         // Its authority can't sign, and wakes its identities when it can.
         wait = until(current.not_after, now).min(OVERDUE);
+    }
+    if current.lacks.is_some() {
+        wait = wait.min(PASSWORD);
     }
     Ok(Outcome::After(if restarted { wait } else { wait.min(ROLLOUT) }))
 }

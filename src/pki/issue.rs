@@ -138,19 +138,37 @@ pub(crate) mod tests {
         let issued = issue(&authority, &request).unwrap();
         let trust = [authority.certificate().clone()];
         let now = instant("2026-06-01T00:00:00Z");
-        let facts = verify_issued(&issued.der, &request, &[], &trust, now).unwrap();
+        let facts = verify_issued(&issued.der, &request, authority.chain(), &trust, now).unwrap();
         assert_eq!(facts.serial, request.serial);
         assert_eq!(facts.authority_key_id, authority.facts().key_id);
 
         let other = IssueRequest { serial: Serial::random(), ..request.clone() };
-        let refused = verify_issued(&issued.der, &other, &[], &trust, now);
+        let refused = verify_issued(&issued.der, &other, authority.chain(), &trust, now);
         assert!(matches!(refused, Err(VerifyError::Differs("serial number"))));
-        let refused =
-            verify_issued(&issued.der, &request, &[], &[sample().certificate().clone()], now);
+        let refused = verify_issued(
+            &issued.der,
+            &request,
+            authority.chain(),
+            &[sample().certificate().clone()],
+            now,
+        );
         assert!(matches!(refused, Err(VerifyError::Untrusted(_))));
         let late = instant("2026-09-01T00:00:00Z");
-        let refused = verify_issued(&issued.der, &request, &[], &trust, late);
+        let refused = verify_issued(&issued.der, &request, authority.chain(), &trust, late);
         assert!(matches!(refused, Err(VerifyError::Untrusted(_))));
+    }
+
+    #[test]
+    fn a_certificate_that_breaks_a_rule_is_not_published() {
+        let (authority, mut profile) = (sample(), profile());
+        profile.alternative_names.push(profile.alternative_names[0].clone());
+        let key = PrivateKey::generate(KeyType::EcdsaP256).public_key_der();
+        let request = request(&profile, &key);
+        let issued = issue(&authority, &request).unwrap();
+        let trust = [authority.certificate().clone()];
+        let refused =
+            verify_issued(&issued.der, &request, authority.chain(), &trust, request.not_before);
+        assert!(matches!(refused, Err(VerifyError::Lint(_))), "{refused:?}");
     }
 
     #[test]
@@ -165,7 +183,7 @@ pub(crate) mod tests {
                 let request = request(&profile, &key);
                 let issued = issue(&authority, &request).unwrap();
                 let trust = [authority.certificate().clone()];
-                verify_issued(&issued.der, &request, &[], &trust, request.not_before)
+                verify_issued(&issued.der, &request, authority.chain(), &trust, request.not_before)
                     .unwrap_or_else(|error| panic!("{key_type:?} by {ca_type:?}: {error:?}"));
             }
         }

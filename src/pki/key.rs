@@ -103,7 +103,9 @@ impl PrivateKey {
             "EC PRIVATE KEY" => {
                 let sec1 = Sec1::read(&content).ok_or(InvalidKey)?;
                 let algorithm = ec_public_key(sec1.curve.ok_or(InvalidKey)?);
-                Self::from_pkcs8_der(&pkcs8(&algorithm, &content))
+                // Without the curve, which stands in the algorithm: as it was before it became SEC 1.
+                let bare = Sec1 { curve: None, ..sec1 };
+                Self::from_pkcs8_der(&pkcs8(&algorithm, &bare.write()))
             }
             _ => Err(InvalidKey),
         }
@@ -146,6 +148,16 @@ impl PrivateKey {
             Some((tag, content)) => super::pem_block(tag, content),
             None => super::pem_block("PRIVATE KEY", self.pkcs8_der()),
         })
+    }
+
+    /// The same, DER.
+    pub fn to_der(&self, encoding: Encoding) -> Zeroizing<Vec<u8>> {
+        let traditional = match encoding {
+            Encoding::Pkcs8 => None,
+            Encoding::Traditional => self.traditional(),
+        };
+        traditional
+            .map_or_else(|| Zeroizing::new(self.pkcs8_der().to_vec()), |(_, content)| content)
     }
 
     fn traditional(&self) -> Option<(&'static str, Zeroizing<Vec<u8>>)> {
@@ -283,6 +295,7 @@ mod tests {
                 let read = PrivateKey::from_pem(&pem).unwrap();
                 assert_eq!(read.public_key_der(), key.public_key_der(), "{key_type:?}");
                 assert_eq!(*read.to_pem(encoding), *pem, "{key_type:?}");
+                assert_eq!(read.pkcs8_der(), key.pkcs8_der(), "{key_type:?}");
             }
         }
     }

@@ -23,7 +23,7 @@ pub struct Profile {
 }
 
 /// What a certificate may be used for (RFC 5280 section 4.2.1.12).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Usage {
     /// id-kp-clientAuth.
     ClientAuth,

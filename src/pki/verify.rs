@@ -8,6 +8,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::inspect::{InspectError, LeafFacts, inspect};
 use super::issue::IssueRequest;
+use super::lint::{Broken, lint};
 
 /// Why a certificate must not be published.
 #[derive(Debug, thiserror::Error)]
@@ -18,17 +19,21 @@ pub enum VerifyError {
     /// It says something else than was asked for.
     #[error("certificate has another {0} than was asked for")]
     Differs(&'static str),
+    /// It breaks a rule of the standards.
+    #[error(transparent)]
+    Lint(#[from] Broken),
     /// The published trust does not verify it.
     #[error("the trust bundle does not verify the certificate: {0}")]
     Untrusted(webpki::Error),
 }
 
-/// Is this certificate what was asked for, and does the trust bundle verify it for client
-/// authentication at this moment?
+/// Is this certificate what was asked for, does it keep the rules of the standards, and does the trust
+/// bundle verify it for client authentication at this moment? `chain` begins with the CA that signed it
+/// and ends with the root.
 pub fn verify_issued(
     der: &CertificateDer<'_>,
     request: &IssueRequest<'_>,
-    intermediates: &[CertificateDer<'_>],
+    chain: &[CertificateDer<'_>],
     trust: &[CertificateDer<'_>],
     now: Timestamp,
 ) -> Result<LeafFacts, VerifyError> {
@@ -43,6 +48,9 @@ pub fn verify_issued(
     if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
         return Err(VerifyError::Differs(what));
     }
+    let [ca, above @ ..] = chain else { return Err(VerifyError::Differs("issuer")) };
+    lint(der, ca)?;
+    let intermediates = &chain[..above.len()];
     verify_client(der, intermediates, trust, now).map_err(VerifyError::Untrusted)?;
     Ok(facts)
 }

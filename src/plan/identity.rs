@@ -11,17 +11,17 @@ use serde::Serialize;
 
 use super::allow::{Asked, Policy};
 use super::ledger::CaKey;
+use super::material::{self, KeySource};
 use super::names::parse;
 use super::renewal::{self, fnv1a, is_requested, made, renewal};
 use super::secret::{Current, SecretView};
 use super::template;
-use crate::api::allow::KeyType;
 use crate::api::condition;
 use crate::api::identity::Reason;
 use crate::api::{ClientIdentity, ClientIdentitySpec};
 use crate::pki::authority::CaFacts;
 use crate::pki::profile::Profile;
-use crate::pki::{hex, sha256_hex};
+use crate::pki::{KeyType, hex, sha256_hex};
 
 /// A certificate is valid from this long before it is made: clocks differ.
 pub const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
@@ -131,8 +131,8 @@ pub enum Decision {
         /// When it is renewed.
         renewal: Timestamp,
     },
-    /// The certificate is good, but the trust bundle beside it is not the published one, or the Secret
-    /// does not wear what the spec wants.
+    /// The certificate is good, but what stands beside it is not what the spec and the published trust
+    /// want: bundle, forms of the key, key stores, labels and annotations.
     Refresh(Current),
     /// A new certificate is needed.
     Issue(Issuance),
@@ -156,6 +156,8 @@ pub struct Issuance {
     pub trigger: Trigger,
     /// The client's names.
     pub profile: Profile,
+    /// Where its key comes from.
+    pub key: KeySource,
     /// Start of validity.
     pub not_before: Timestamp,
     /// End of validity.
@@ -173,6 +175,7 @@ pub fn decide(world: &World<'_>) -> Decision {
     let spec = &world.identity.spec;
     let current = match &world.secret {
         SecretView::Good(current) => Some(current.clone()),
+        SecretView::OtherType { current, .. } => current.clone(),
         _ => None,
     };
     let refuse = |reason, message| Decision::Refuse { reason, message, current: current.clone() };
@@ -185,6 +188,10 @@ pub fn decide(world: &World<'_>) -> Decision {
     if let Err(message) = renewal::check(spec).and_then(|()| template::check(spec)) {
         return refuse(Reason::InvalidSpec, message);
     }
+    let key = match KeySource::of(spec) {
+        Ok(key) => key,
+        Err((reason, message)) => return refuse(reason, message),
+    };
     if let Some(rival) = &world.rival {
         let message = format!(
             "spec.secretName: ClientIdentity {rival:?} is older and writes to Secret {:?}; choose another name",
@@ -205,6 +212,13 @@ pub fn decide(world: &World<'_>) -> Decision {
                 spec.secret_name
             );
             return refuse(Reason::SecretNotOwned, message);
+        }
+        SecretView::OtherType { present, wanted, .. } => {
+            let message = format!(
+                "spec.secretName: Secret {:?} is of type {present}, {wanted} is needed, and a type can't be changed; delete the Secret or choose another name",
+                spec.secret_name
+            );
+            return refuse(Reason::SecretTypeConflict, message);
         }
         SecretView::Leaving => return Decision::Wait,
         _ => {}
@@ -232,7 +246,15 @@ pub fn decide(world: &World<'_>) -> Decision {
             };
         }
     };
-    if let Err(refusal) = signer.policy.check(&asked(world)) {
+    let usages: Vec<_> = profile.usages.iter().map(|usage| usage.as_str()).collect();
+    let asked = Asked {
+        identity: world.identity,
+        namespace: world.namespace,
+        duration: spec.duration,
+        key_type: key.key_type().as_str(),
+        usages: &usages,
+    };
+    if let Err(refusal) = signer.policy.check(&asked) {
         let keeps = current.as_ref().filter(|good| good.not_after > world.now && !world.revoked);
         let keeps = keeps.map_or(String::new(), |good| {
             format!(
@@ -244,10 +266,12 @@ pub fn decide(world: &World<'_>) -> Decision {
         let message = format!("ClientAuthority {name:?} does not allow it: {refusal}{keeps}");
         return refuse(Reason::NotAllowed, message);
     }
-    let spec_hash = spec_hash(spec, &profile, &signer);
+    let spec_hash = spec_hash(spec, &profile, &key, &signer);
     let Some(trigger) = trigger(world, &signer, &spec_hash) else {
         let current = current.expect("without a usable certificate there is a trigger");
-        if current.bundle_hash != signer.bundle_hash || !world.dressed {
+        let stands = current.bundle_hash == signer.bundle_hash
+            && current.data_hash == Some(material::hash(spec, current.lacks.is_none()));
+        if !stands || !world.dressed {
             return Decision::Refresh(current);
         }
         let renewal = renewal(world.identity, &current);
@@ -255,6 +279,13 @@ pub fn decide(world: &World<'_>) -> Decision {
             reissue(world.identity, &current, &signer).map_or(renewal, |at| at.min(renewal));
         return Decision::Keep { current, renewal };
     };
+    if let (Trigger::Revoked, KeySource::Requested(request), Some(current)) =
+        (trigger, &key, &current)
+        && current.public_key == Some(sha256_hex(&request.public_key_der))
+    {
+        let message = "spec.request: the certificate of this CSR's key is revoked; put the CSR of a new key there";
+        return refuse(Reason::Revoked, message.to_owned());
+    }
     let not_before = world.now - BACKDATE;
     let wanted = SignedDuration::from_secs(spec.duration.as_secs());
     let not_after =
@@ -270,24 +301,13 @@ pub fn decide(world: &World<'_>) -> Decision {
     Decision::Issue(Issuance {
         trigger,
         profile,
+        key,
         not_before: condition::truncate(not_before.max(signer.facts.not_before)),
         not_after: condition::truncate(not_after),
         revision: world.last_revision.max(supersedes).saturating_add(1),
         supersedes,
         spec_hash,
     })
-}
-
-/// What the identity asks its authority for.
-fn asked<'a>(world: &World<'a>) -> Asked<'a> {
-    Asked {
-        identity: world.identity,
-        namespace: world.namespace,
-        duration: world.identity.spec.duration,
-        // Every key and every certificate is made so (pki::key, pki::issue).
-        key_type: KeyType::Ecdsa256.as_str(),
-        usages: &["client auth"],
-    }
 }
 
 fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Trigger> {
@@ -341,7 +361,12 @@ fn reissue(identity: &ClientIdentity, current: &Current, signer: &Signer<'_>) ->
 
 /// Hash of what a certificate is made from: when it changes, a new one is issued. It must come out
 /// the same after a restart and an upgrade, so it is taken over JSON of named fields.
-fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) -> String {
+fn spec_hash(
+    spec: &ClientIdentitySpec,
+    profile: &Profile,
+    key: &KeySource,
+    signer: &Signer<'_>,
+) -> String {
     #[derive(Serialize)]
     struct Input<'a> {
         authority: &'a str,
@@ -350,7 +375,16 @@ fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) 
         names: Vec<String>,
         usages: Vec<&'static str>,
         duration: i64,
+        // Left out with the default, as before there was another.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request: Option<&'a str>,
     }
+    let (key, request) = match key {
+        KeySource::Requested(request) => (None, Some(request.fingerprint.as_str())),
+        made => (Some(made.key_type()).filter(|made| *made != KeyType::EcdsaP256), None),
+    };
     let input = Input {
         authority: &signer.key.authority,
         crl: signer.crl_base,
@@ -358,6 +392,8 @@ fn spec_hash(spec: &ClientIdentitySpec, profile: &Profile, signer: &Signer<'_>) 
         names: profile.alternative_names.iter().map(ToString::to_string).collect(),
         usages: profile.usages.iter().map(|usage| usage.as_str()).collect(),
         duration: spec.duration.as_secs(),
+        key: key.map(KeyType::as_str),
+        request,
     };
     let json = serde_json::to_vec(&input).expect("strings and numbers have a JSON form");
     sha256_hex(&json)[..32].to_owned()
@@ -381,8 +417,9 @@ pub(crate) mod tests {
     use crate::api::{AuthorityReference, ClientIdentityStatus, annotation};
     use crate::pki::authority::tests::{instant, sample};
     use crate::pki::issue::{IssueRequest, issue};
-    use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, inspect};
-    use crate::plan::secret::{Rendered, render_secret, view_metadata, view_secret};
+    use crate::pki::{CertificateAuthority, PrivateKey, Serial, inspect};
+    use crate::plan::material::Material;
+    use crate::plan::secret::{Published, Rendered, render_secret, view_metadata, view_secret};
     use k8s_openapi::ByteString;
     use k8s_openapi::api::core::v1::Secret;
 
@@ -399,6 +436,12 @@ pub(crate) mod tests {
                 email_addresses: vec![],
                 uris: vec!["spiffe://example.com/laptop-7".into()],
                 ip_addresses: vec![],
+                user_principal_names: vec![],
+                usages: vec![crate::api::allow::Usage::ClientAuth],
+                private_key: None,
+                request: None,
+                keystores: None,
+                additional_output_formats: vec![],
                 duration: Duration::from_hours(24),
                 renew_before: Some(Duration::from_hours(8)),
                 secret_name: "laptop-7-tls".into(),
@@ -483,12 +526,18 @@ pub(crate) mod tests {
                 spec_hash: issuance.spec_hash.clone(),
                 generation: self.key.generation,
                 bundle_hash: self.bundle_hash.clone(),
+                data_hash: None,
+                public_key: None,
+                lacks: None,
             };
             let rendered = Rendered {
                 current: &current,
-                certificate: issued.pem(),
-                key: &key,
-                bundle: &self.bundle,
+                material: Material {
+                    chain: issued.pem().into_bytes(),
+                    key: Some(&key),
+                    bundle: &self.bundle,
+                    keystores: None,
+                },
             };
             render_secret(&self.identity, present, &rendered)
         }
@@ -501,7 +550,8 @@ pub(crate) mod tests {
         }
 
         fn view(&self, secret: &Secret) -> SecretView {
-            view_secret(&self.identity, Some(secret), &[&self.ca], instant(NOW))
+            let published = Published { trusted: &[&self.ca], bundle: &self.bundle };
+            view_secret(&self.identity, Some(secret), Some(published), None, instant(NOW))
         }
     }
 
@@ -546,7 +596,7 @@ pub(crate) mod tests {
         let current = view_metadata(&secret.metadata).unwrap();
         let decision = decide(&fixture.world(SecretView::Good(current.clone())));
         let SecretView::Good(read) = fixture.view(&secret) else { panic!("not good") };
-        assert_eq!(read, current);
+        assert_eq!(Current { public_key: None, ..read }, current);
         assert!(matches!(decision, Decision::Keep { .. }));
     }
 

@@ -8,6 +8,7 @@ pub mod crl;
 pub mod history;
 pub mod identity;
 pub mod ledger;
+pub mod material;
 pub mod names;
 pub mod renewal;
 pub mod retry;

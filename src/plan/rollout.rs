@@ -101,6 +101,9 @@ mod tests {
             spec_hash: String::new(),
             generation: 1,
             bundle_hash: String::new(),
+            data_hash: None,
+            public_key: None,
+            lacks: None,
         }
     }
 

@@ -33,7 +33,9 @@ pub fn status(
 ) -> ClientIdentityStatus {
     let before = identity.status.clone().unwrap_or_default();
     let generation = identity.metadata.generation;
-    let ready = match observed.ready {
+    let lacks = observed.current.and_then(|current| current.lacks.clone());
+    let lacks = lacks.map_or(Ok(()), |why| Err((Reason::KeystoreFailed, why)));
+    let ready = match observed.ready.and(lacks) {
         Ok(()) => {
             Wanted::yes(READY, Reason::Issued.as_str(), "the Secret holds a valid certificate")
         }
@@ -112,6 +114,9 @@ mod tests {
             spec_hash: String::new(),
             generation: 1,
             bundle_hash: String::new(),
+            data_hash: None,
+            public_key: None,
+            lacks: None,
         }
     }
 

@@ -153,6 +153,13 @@ pub fn curl_with(host: &str, ca: &Path, identity: Option<&Path>, header: Option<
     ask(&arguments, identity)
 }
 
+/// The same with a PKCS #12 file in place of PEM.
+pub fn curl_pkcs12(port: u16, file: &Path, password: &str) -> Answer {
+    let (file, url) =
+        (format!("{}:{password}", file.display()), format!("https://127.0.0.1:{port}/"));
+    ask(&["--insecure", "--cert-type", "P12", "--cert", &file, &url], None)
+}
+
 fn ask(arguments: &[&str], identity: Option<&Path>) -> Answer {
     let mut command = Command::new(program("curl"));
     command.args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}"]).args(arguments);
