@@ -852,3 +852,19 @@ async fn d3_a_chart_value_limits_the_operator_to_named_namespaces() {
 fn helm(arguments: &[&str]) -> String {
     support::run("helm", arguments, "")
 }
+
+#[test]
+fn d3_the_program_of_the_image_says_that_it_loads_no_modules() {
+    // The image of a given cluster is not ours to look into.
+    if std::env::var_os("COUNTERSIGN_CLUSTER").is_some_and(|given| given == "given") {
+        return;
+    }
+    let output = Command::new(root().join("target/image/countersign"))
+        .args(["controller", "--pkcs11-module=/usr/lib/softhsm/libsofthsm2.so"])
+        .args(["--pkcs11-token-label=any", "--pkcs11-pin-file=/nowhere"])
+        .output()
+        .expect("e2e/setup built it");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("this build can't load PKCS#11 modules"), "{error}");
+}

@@ -86,7 +86,7 @@ pub fn signature_der(key_type: KeyType, raw: Vec<u8>) -> Option<Vec<u8>> {
         KeyType::Rsa3072 => return (raw.len() == 384).then_some(raw),
         KeyType::Rsa4096 => return (raw.len() == 512).then_some(raw),
     };
-    if raw.is_empty() || raw.len() % 2 != 0 || raw.len() > 2 * octets {
+    if raw.is_empty() || !raw.len().is_multiple_of(2) || raw.len() > 2 * octets {
         return None;
     }
     let (r, s) = raw.split_at(raw.len() / 2);
