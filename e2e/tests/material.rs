@@ -279,6 +279,15 @@ async fn each_kind_of_name_is_let_in_and_bad_ones_are_refused() {
     create(&scene.identities(), &identity("both", both)).await;
     let message = scene.refusal("both", "NotAllowed").await;
     assert!(message.contains("server auth"), "{message}");
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let allow = json!({"spec": {"allow": {"usages": ["client auth", "server auth"]}}});
+    patch(&authorities, "clients", allow).await;
+    wait_for(&scene.identities(), "both", READY, "True", "Issued").await;
+    let folder = scene.fetch("both").await;
+    let text = openssl(&folder, &["x509", "-in", "tls.crt", "-noout", "-text"]);
+    let words = "TLS Web Client Authentication, TLS Web Server Authentication";
+    assert!(text.contains(words), "{text}");
+    scene.assert_let_in(&folder);
 }
 
 const PASSWORD: &str = "correct horse, battery";

@@ -412,6 +412,7 @@ pub fn holder(identity: &ClientIdentity) -> super::ledger::Holder {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::api::allow::Usage;
     use crate::api::duration::Duration;
     use crate::api::lifecycle::{DeletionPolicy, RevocationPolicy};
     use crate::api::{AuthorityReference, ClientIdentityStatus, annotation};
@@ -437,7 +438,7 @@ pub(crate) mod tests {
                 uris: vec!["spiffe://example.com/laptop-7".into()],
                 ip_addresses: vec![],
                 user_principal_names: vec![],
-                usages: vec![crate::api::allow::Usage::ClientAuth],
+                usages: vec![Usage::ClientAuth],
                 private_key: None,
                 request: None,
                 keystores: None,
