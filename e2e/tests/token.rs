@@ -282,7 +282,7 @@ fn what_the_token_signs_is_taken_by_openssl_and_webpki() {
                     crl_url: None,
                 };
                 let leaf = issue(&ca, &request).expect("the token signs");
-                verify_issued(&leaf.der, &request, &[], &[ca.root().clone()], now)
+                verify_issued(&leaf.der, &request, ca.chain(), &[ca.root().clone()], now)
                     .expect("webpki takes it");
                 (leaf.pem(), request.serial)
             });
