@@ -5,6 +5,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::profile::Usage;
 use super::{PrivateKey, Serial, sha256_hex};
 
 /// What a client's certificate says, as far as Countersign needs it.
@@ -20,12 +21,16 @@ pub struct LeafFacts {
     pub not_after: Timestamp,
     /// Issuer Name, DER.
     pub issuer_der: Vec<u8>,
+    /// Subject Name, DER.
+    pub subject_der: Vec<u8>,
     /// Authority key identifier, empty when there is none.
     pub authority_key_id: Vec<u8>,
     /// SubjectPublicKeyInfo, DER.
     pub public_key_der: Vec<u8>,
     /// How many subject alternative names it holds.
     pub alternative_names: usize,
+    /// Extended key usages, as far as we know them.
+    pub usages: Vec<Usage>,
 }
 
 /// Why a certificate can't be read.
@@ -56,7 +61,7 @@ pub fn inspect(der: &[u8]) -> Result<LeafFacts, InspectError> {
     }
     let instant = |seconds| Timestamp::from_second(seconds).map_err(|_| InspectError::Validity);
     let mut authority_key_id = Vec::new();
-    let mut alternative_names = 0;
+    let (mut alternative_names, mut usages) = (0, Vec::new());
     for extension in certificate.iter_extensions() {
         match extension.parsed_extension() {
             ParsedExtension::AuthorityKeyIdentifier(id) => {
@@ -64,6 +69,10 @@ pub fn inspect(der: &[u8]) -> Result<LeafFacts, InspectError> {
             }
             ParsedExtension::SubjectAlternativeName(names) => {
                 alternative_names = names.general_names.len();
+            }
+            ParsedExtension::ExtendedKeyUsage(extended) => {
+                usages.extend(extended.client_auth.then_some(Usage::ClientAuth));
+                usages.extend(extended.server_auth.then_some(Usage::ServerAuth));
             }
             _ => {}
         }
@@ -74,9 +83,11 @@ pub fn inspect(der: &[u8]) -> Result<LeafFacts, InspectError> {
         not_before: instant(certificate.validity().not_before.timestamp())?,
         not_after: instant(certificate.validity().not_after.timestamp())?,
         issuer_der: certificate.issuer().as_raw().to_vec(),
+        subject_der: certificate.subject().as_raw().to_vec(),
         authority_key_id,
         public_key_der: certificate.public_key().raw.to_vec(),
         alternative_names,
+        usages,
     })
 }
 

@@ -43,6 +43,8 @@ pub fn verify_issued(
         ("public key", facts.public_key_der == request.public_key_der),
         ("notBefore", facts.not_before.as_second() == request.not_before.as_second()),
         ("notAfter", facts.not_after.as_second() == request.not_after.as_second()),
+        ("subject", facts.subject_der == request.profile.subject.to_der()),
+        ("extended key usages", facts.usages == request.profile.usages),
         ("number of names", facts.alternative_names == request.profile.alternative_names.len()),
     ];
     if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
