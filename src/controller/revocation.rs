@@ -52,10 +52,8 @@ fn decide_in(context: &Context, revocation: &CertificateRevocation, now: Timesta
     let identity = revocation.spec.identity_ref.as_ref();
     let identity = identity
         .and_then(|identity| context.stores.identities.get(&Key::new(namespace, &identity.name)));
-    let crls: BTreeMap<CaKey, _> = context
-        .signing
-        .read()
-        .expect("no holder of this lock panics")
+    let signing = context.signing.read().expect("no holder of this lock panics").clone();
+    let crls: BTreeMap<CaKey, _> = signing
         .values()
         .flat_map(|signing| &signing.generations)
         .map(|one| (one.key.clone(), one.published.facts.clone()))
@@ -70,6 +68,7 @@ fn decide_in(context: &Context, revocation: &CertificateRevocation, now: Timesta
                 key,
                 ledger,
                 published: crls.get(key).map(|facts| &**facts),
+                trusted: crls.contains_key(key) || !signing.contains_key(&*key.authority),
             })
             .collect();
         let identity_uid = identity.as_ref().and_then(|identity| identity.metadata.uid.as_deref());

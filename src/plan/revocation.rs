@@ -51,6 +51,8 @@ pub struct Book<'a> {
     pub ledger: &'a Ledger,
     /// Its published CRL.
     pub published: Option<&'a CrlFacts>,
+    /// Is it trusted? Where it is not, nobody asks for its CRL.
+    pub trusted: bool,
 }
 
 /// Everything that the decision depends on.
@@ -127,7 +129,7 @@ pub fn decide(world: &World<'_>) -> Decision {
             let listed =
                 book.published.is_some_and(|crl| crl.serials.binary_search(&issued.serial).is_ok());
             let left = book.ledger.may_leave(&issued.serial, book.published);
-            pending += usize::from(!listed && !left);
+            pending += usize::from(book.trusted && !listed && !left);
             here += 1;
             certificates.push(RevokedCertificate {
                 authority: book.key.authority.to_string(),
@@ -290,7 +292,7 @@ mod tests {
         crl: Option<&CrlFacts>,
     ) -> Decision {
         let key = CaKey::first("clients");
-        let books = vec![Book { key: &key, ledger, published: crl }];
+        let books = vec![Book { key: &key, ledger, published: crl, trusted: true }];
         let now = Timestamp::from_second(100).unwrap();
         decide(&World { revocation, identity_uid: uid, books, now })
     }
@@ -362,6 +364,21 @@ mod tests {
             let decision = run(&revocation, &ledger(), None, None);
             assert_eq!(decision.status.conditions[0].reason, "NotFound");
             assert_eq!(decision.status.conditions[0].status, "False");
+        }
+    }
+
+    #[test]
+    fn a_ca_that_nobody_trusts_has_nothing_left_to_publish() {
+        let (key, ledger, revocation) =
+            (CaKey::first("clients"), ledger(), revocation(Some("laptop"), None));
+        for (trusted, status) in [(true, "False"), (false, "True")] {
+            let books = vec![Book { key: &key, ledger: &ledger, published: None, trusted }];
+            let now = Timestamp::from_second(100).unwrap();
+            let identity_uid = Some("uid-1");
+            let world = World { revocation: &revocation, identity_uid, books, now };
+            let conditions = decide(&world).status.conditions;
+            let published = conditions.iter().find(|found| found.type_ == PUBLISHED).unwrap();
+            assert_eq!(published.status, status);
         }
     }
 }
