@@ -21,6 +21,10 @@ use super::duration::Duration;
     status = "ClientAuthorityStatus",
     derive = "PartialEq",
     doc = "A ClientAuthority vouches for clients: it signs their certificates and publishes the CRL that revokes them.",
+    validation = Rule::new("(has(self.spec.selfSigned) && has(self.spec.selfSigned.intermediate)) == (has(oldSelf.spec.selfSigned) && has(oldSelf.spec.selfSigned.intermediate))")
+        .message("spec.selfSigned.intermediate can't be added or removed later: create another ClientAuthority"),
+    validation = Rule::new("!has(oldSelf.spec.compromisedGenerations) || (has(self.spec.compromisedGenerations) && oldSelf.spec.compromisedGenerations.all(n, n in self.spec.compromisedGenerations))")
+        .message("spec.compromisedGenerations: a generation can't be taken off the list: its key is known to others for good"),
     validation = Rule::new("has(self.spec.selfSigned) != has(self.spec.secretRef)")
         .message("spec must say where the CA comes from: set exactly one of selfSigned and secretRef"),
     validation = Rule::new("size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')")
@@ -49,9 +53,7 @@ pub struct ClientAuthoritySpec {
     /// Generations whose key somebody else may have. Another CA takes over at once; every certificate of
     /// theirs is replaced, and revoked after `rotation.compromiseGracePeriod`; then nobody trusts them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(range(min = 1)))]
-    #[x_kube(validation = Rule::new("oldSelf.all(n, n in self)")
-        .message("spec.compromisedGenerations: a generation can't be taken off the list: its key is known to others for good"))]
+    #[schemars(length(max = 64), inner(range(min = 1)))]
     pub compromised_generations: Vec<i64>,
     /// How the certificate revocation list is made and where clients' verifiers find it.
     #[serde(default)]
@@ -96,7 +98,8 @@ pub struct SelfSigned {
     pub name_constraints: Option<NameConstraints>,
     /// Splits the CA in two: a root that signs only the CAs below it, and those sign the certificates of
     /// clients and take over from each other. The root is generation 0; its key can be exported from
-    /// Secret `ca-<authority>-0` and removed there. It is needed again for a rotation.
+    /// Secret `ca-<authority>-0` and removed there. It is needed again for a rotation. Can't be added or
+    /// removed later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intermediate: Option<Intermediate>,
 }

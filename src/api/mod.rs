@@ -83,8 +83,8 @@ pub mod annotation {
     pub const GENERATION: &str = "countersign.dev/generation";
     /// SHA-256 of the trust bundle in an identity's Secret, lower-case hex.
     pub const BUNDLE: &str = "countersign.dev/bundle-sha256";
-    /// Prefix of annotations on a trust's Secret: the rest is the name of an authority, the value the
-    /// SHA-256 of the bundle of this authority that stands in the Secret.
+    /// Prefix of annotations on a trust's Secret: the rest is the name of an authority, the value a
+    /// SHA-256 over what of this authority stands in the Secret: its bundle, and whose CRLs.
     pub const TRUSTED_BUNDLE_PREFIX: &str = "bundle.countersign.dev/";
     /// State of a CA, on the Secret that keeps it.
     pub const STATE: &str = "countersign.dev/state";

@@ -20,7 +20,8 @@ use crate::api::condition::{PUBLISHED, READY, ROTATING, Wanted, is_true};
 use crate::cluster::Key;
 use crate::cluster::apply;
 use crate::metrics::authority as label;
-use crate::pki::{certificate_pem, sha256_hex};
+use crate::pki::crl::CrlError;
+use crate::pki::{certificate_pem, hex, sha256_hex};
 use crate::plan::authority::{GenerationView, Reason, status};
 use crate::plan::rotation::{Decision, World, decide};
 
@@ -131,17 +132,15 @@ async fn rotate(
         let active = cas.iter().any(|ca| ca.state == CaState::Active);
         // What left a trace counts only when nothing is active: it costs a request.
         let known = if active {
-            context.ledger.read_all(|books| {
-                let mine = books.keys().filter(|key| *key.authority == *name);
-                mine.map(|key| key.generation).collect()
-            })
+            generations::traces(context, authority)
         } else {
             generations::known(context, authority).await?
         };
-        let prepared = cas.iter().any(|ca| ca.state == CaState::Prepared);
-        let waits_for = prepared
-            .then(|| sha256_hex(bundle(&trusted_roots(&cas)).as_bytes()))
-            .and_then(|hash| generations::waits_for(context, &name, &hash));
+        let prepared = cas.iter().find(|ca| ca.state == CaState::Prepared);
+        let waits_for = prepared.and_then(|prepared| {
+            let hash = sha256_hex(bundle(&trusted_roots(&cas)).as_bytes());
+            generations::waits_for(context, prepared, &hash)
+        });
         let mut decision = decide(&World {
             authority,
             generations: &generations::view(context, &cas, now),
@@ -245,6 +244,13 @@ async fn keep_crls(
                     published: kept.published,
                 });
             }
+            // Its first CRL can't be signed: without one nobody may trust it, and nobody else shall wait.
+            Err(Error::Crl(CrlError::Sign(error))) if ca.state != CaState::Active => {
+                let number = ca.key.generation;
+                let message = format!("generation {number} has no CRL and is not trusted: {error}");
+                let trouble = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
+                crls.trouble = crls.trouble.or(Some(trouble));
+            }
             Err(error) => failed = failed.or(Some(error)),
         }
     }
@@ -268,7 +274,12 @@ fn signing(
     }
     let bundle = bundle(&roots);
     let within = authority.spec.rotation.reissue_within;
+    let mut mark = bundle.clone();
+    for one in &generations {
+        mark += &format!("{} {}\n", one.key.generation, hex(&one.ca.facts().key_id));
+    }
     Some(Arc::new(Signing {
+        mark: sha256_hex(mark.as_bytes()),
         active,
         can_sign,
         bundle_hash: sha256_hex(bundle.as_bytes()),

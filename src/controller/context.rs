@@ -172,6 +172,8 @@ pub struct Signing {
     pub bundle: String,
     /// SHA-256 of the bundle, lower-case hex.
     pub bundle_hash: String,
+    /// SHA-256 over the bundle and the CAs whose CRLs go with it: what a trust's Secret holds.
+    pub mark: String,
     /// Base URL of the CRL server.
     pub crl_base: Option<String>,
     /// Certificates of earlier CAs are replaced within this time after the active one became so.

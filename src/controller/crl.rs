@@ -10,12 +10,13 @@ use tracing::{error, info, warn};
 
 use super::context::{Ca, Context, Generation, Published};
 use super::error::{Error, chain};
-use crate::api::ClientAuthority;
 use crate::api::authority::CaState;
 use crate::api::condition::{READY, Wanted};
+use crate::api::{ClientAuthority, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::write;
 use crate::metrics::authority as label;
+use crate::pki::authority::CaFacts;
 use crate::pki::{CertificateAuthority, crl};
 use crate::plan::authority::{Reason, crl_key, crl_name, render_crl};
 use crate::plan::crl::{Decision, Publication, World, decide};
@@ -38,7 +39,7 @@ enum Found {
 }
 
 /// Reads the CRL that stands in the cluster.
-async fn read(context: &Context, key: &CaKey) -> Result<Found, Error> {
+async fn read(context: &Context, key: &CaKey, ca: &CaFacts) -> Result<Found, Error> {
     let name = crl_name(key);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let found = api
@@ -58,6 +59,10 @@ async fn read(context: &Context, key: &CaKey) -> Result<Found, Error> {
             return Ok(Found::Nothing(resource_version));
         }
     };
+    if facts.authority_key_id != ca.key_id {
+        warn!(name, "the published CRL is of another CA; it is published anew");
+        return Ok(Found::Nothing(resource_version));
+    }
     Ok(Found::Crl(Published {
         facts: Arc::new(facts),
         pem: crl::to_pem(&der.0).into(),
@@ -90,8 +95,8 @@ pub(super) async fn keep(
 ) -> Result<Kept, Error> {
     let key = &ca.key;
     let (published, in_service) = match known {
-        Some(known) => in_service(context, key, known).await?,
-        None => match read(context, key).await? {
+        Some(known) => in_service(context, key, signer.facts(), known).await?,
+        None => match read(context, key, signer.facts()).await? {
             Found::Crl(published) => (published, true),
             // An empty CRL exists before the first certificate is issued.
             Found::Nothing(version) => {
@@ -138,7 +143,10 @@ pub(super) async fn keep(
                 chain(&error)
             );
             let trouble = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
-            Ok(Kept { trouble: (!quiet).then_some(trouble), ..kept(published, is_new, RETRY) })
+            Ok(Kept {
+                trouble: (!quiet).then_some(trouble),
+                ..kept(published, is_new, if quiet { LONGEST } else { RETRY })
+            })
         }
     }
 }
@@ -153,6 +161,7 @@ fn kept(published: Published, is_new: bool, next: Duration) -> Kept {
 async fn in_service(
     context: &Context,
     key: &CaKey,
+    ca: &CaFacts,
     ours: &Published,
 ) -> Result<(Published, bool), Error> {
     let name = Key::new(&context.namespace, crl_name(key));
@@ -161,7 +170,7 @@ async fn in_service(
     if seen.is_some() && seen == ours.resource_version {
         return Ok((ours, true));
     }
-    Ok(match read(context, key).await? {
+    Ok(match read(context, key, ca).await? {
         Found::Crl(found) if found.facts.number >= ours.facts.number => {
             (Published { at: ours.at, ..found }, true)
         }
@@ -169,6 +178,24 @@ async fn in_service(
             (Published { resource_version, ..ours }, false)
         }
     })
+}
+
+/// Notes on the CRL of a CA that nobody trusts any more that it is so: it is served on, and the gate lets
+/// nobody in by it.
+pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> {
+    let name = crl_name(key);
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
+    let found = api.get_opt(&name).await;
+    let found =
+        found.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
+    if let Some(mut crl) = found {
+        let annotations = crl.metadata.annotations.get_or_insert_default();
+        let removed = CaState::Removed.as_str().to_owned();
+        annotations.insert(annotation::STATE.to_owned(), removed);
+        crl.metadata.managed_fields = None;
+        write(&context.client, &crl).await?;
+    }
+    Ok(())
 }
 
 /// Decides whether a CRL is due. `published` is the newest one, and whether it stands in the cluster.

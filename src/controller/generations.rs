@@ -12,6 +12,7 @@ use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
 use super::context::{Ca, Context};
+use super::crl;
 use super::error::Error;
 use crate::api::authority::{CaKeyAlgorithm, CaState, Custody, NameConstraints, SelfSigned};
 use crate::api::condition::{READY, is_true, truncate};
@@ -104,8 +105,35 @@ pub(super) fn view(context: &Context, cas: &[Ca], now: Timestamp) -> Vec<Generat
         requested: ca.requested.clone(),
         ca: ca.authority.as_ref().map(|ca| ca.facts().clone()).map_err(Clone::clone),
         live: context.ledger.read(&ca.key, |ledger| ledger.live(now).count()),
+        unpublished: is_unpublished(context, ca),
     };
     cas.iter().map(one).collect()
+}
+
+/// Does the published CRL lack a certificate that is revoked and has not expired?
+fn is_unpublished(context: &Context, ca: &Ca) -> bool {
+    let signing = context.signing(&ca.key.authority);
+    let published = signing.as_ref().and_then(|signing| {
+        signing.generations.iter().find(|one| one.key == ca.key).map(|one| &one.published.facts)
+    });
+    let published = published.map(|facts| &**facts);
+    context.ledger.read(&ca.key, |ledger| {
+        ledger.crl_entries(published).iter().any(|entry| {
+            published.is_none_or(|crl| crl.serials.binary_search(&entry.serial).is_err())
+        })
+    })
+}
+
+/// The generations that the ledger and the status know of.
+pub(super) fn traces(context: &Context, authority: &ClientAuthority) -> BTreeSet<u32> {
+    let name = authority.name_any();
+    let mut known: BTreeSet<u32> = context.ledger.read_all(|books| {
+        let used = books.iter().filter(|(key, book)| *key.authority == *name && !book.is_empty());
+        used.map(|(key, _)| key.generation).collect()
+    });
+    let status = authority.status.iter().flat_map(|status| &status.generations);
+    known.extend(status.filter_map(|one| u32::try_from(one.number).ok()));
+    known
 }
 
 /// The generations that left a trace: one whose Secret is gone was in use all the same.
@@ -114,12 +142,7 @@ pub(super) async fn known(
     authority: &ClientAuthority,
 ) -> Result<BTreeSet<u32>, Error> {
     let name = authority.name_any();
-    let mut known: BTreeSet<u32> = context.ledger.read_all(|books| {
-        let used = books.iter().filter(|(key, book)| *key.authority == *name && !book.is_empty());
-        used.map(|(key, _)| key.generation).collect()
-    });
-    let status = authority.status.iter().flat_map(|status| &status.generations);
-    known.extend(status.filter_map(|one| u32::try_from(one.number).ok()));
+    let mut known = traces(context, authority);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let selector = format!("{}=crl,{}={name}", label::COMPONENT, label::AUTHORITY);
     let crls = api.list_metadata(&ListParams::default().labels(&selector)).await;
@@ -160,24 +183,35 @@ pub(super) async fn source(
     })
 }
 
-/// Who does not hold this bundle yet.
-pub(super) fn waits_for(context: &Context, authority: &str, bundle_hash: &str) -> Option<String> {
-    let missing = lacks_bundle(context, authority, bundle_hash);
+/// Who does not hold this bundle yet, or why the CA can't sign.
+pub(super) fn waits_for(context: &Context, prepared: &Ca, bundle_hash: &str) -> Option<String> {
+    let key = &prepared.key;
+    let away = prepared.authority.as_ref().ok().and_then(|ca| ca.signer().check().err());
+    // A bundle that holds the root of several CAs stays the same: their CRLs don't.
+    let has_crl = context
+        .signing(&key.authority)
+        .is_some_and(|signing| signing.generations.iter().any(|one| one.key == *key));
+    let missing = away
+        .map(|why| format!("its token ({})", why.0))
+        .or_else(|| (!has_crl).then(|| "its first CRL".to_owned()))
+        .or_else(|| lacks_bundle(context, &key.authority, bundle_hash));
+    let mark = format!("{key}/{bundle_hash}");
     let mut in_force = context.in_force.lock().expect("no holder of this lock panics");
     if missing.is_some() {
-        in_force.remove(bundle_hash);
+        in_force.remove(&mark);
         return missing;
     }
-    let since = in_force.entry(bundle_hash.to_owned()).or_insert_with(Instant::now);
+    let since = in_force.entry(mark).or_insert_with(Instant::now);
     (since.elapsed() < SETTLE).then(|| "every data plane".to_owned())
 }
 
 fn lacks_bundle(context: &Context, authority: &str, bundle_hash: &str) -> Option<String> {
-    let holds = |namespace: &str, secret: &str, note: &str| {
+    let holds = |namespace: &str, secret: &str, note: &str, value: &str| {
         let secret = context.stores.secrets.get(&Key::new(namespace, secret));
-        secret.map(|secret| secret.annotations().get(note).is_some_and(|hash| hash == bundle_hash))
+        secret.map(|secret| secret.annotations().get(note).is_some_and(|noted| noted == value))
     };
     let note = format!("{}{authority}", annotation::TRUSTED_BUNDLE_PREFIX);
+    let mark = context.signing(authority).map(|signing| signing.mark.clone()).unwrap_or_default();
     for trust in context.stores.trusts.list() {
         let concerned = trust.spec.authorities.iter().any(|one| one.name == authority);
         if !concerned || trust.metadata.deletion_timestamp.is_some() {
@@ -185,7 +219,7 @@ fn lacks_bundle(context: &Context, authority: &str, bundle_hash: &str) -> Option
         }
         let namespace = trust.namespace().unwrap_or_default();
         let secret = object_name(&trust.name_any());
-        if holds(&namespace, &secret, &note) != Some(true) {
+        if holds(&namespace, &secret, &note, &mark) != Some(true) {
             return Some(format!("ClientTrust {namespace}/{}", trust.name_any()));
         }
     }
@@ -202,7 +236,9 @@ fn lacks_bundle(context: &Context, authority: &str, bundle_hash: &str) -> Option
         }
         let namespace = identity.namespace().unwrap_or_default();
         // One that has no certificate yet will get it with the new bundle.
-        if holds(&namespace, &identity.spec.secret_name, annotation::BUNDLE) == Some(false) {
+        if holds(&namespace, &identity.spec.secret_name, annotation::BUNDLE, bundle_hash)
+            == Some(false)
+        {
             return Some(format!("ClientIdentity {namespace}/{}", identity.name_any()));
         }
     }
@@ -257,9 +293,15 @@ pub(super) async fn carry_out(
                 revoke_authority(context, cas, &key(number), now).await?;
             }
             let mut secret = get(context, &key(number)).await?;
+            // Under the version that was decided on: a decision of before must not undo a later one.
+            let seen = cas.iter().find(|ca| ca.key.generation == number);
+            secret.metadata.resource_version = seen.map(|ca| ca.secret_version.clone());
             secret.metadata.managed_fields = None;
             set_state(&mut secret, to, now);
             write(&context.client, &secret).await?;
+            if to == CaState::Removed {
+                crl::retire(context, &key(number)).await?;
+            }
             info!(generation = number, state = to.as_str(), "moved a CA");
             let note = format!("CA generation {number} is {} now", to.as_str());
             context.events.normal(authority, "Rotate", to.as_str(), &note).await;

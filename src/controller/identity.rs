@@ -106,7 +106,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             // Not so when the authority has published another bundle.
             let by_others = !found.dressed
                 || found.noted(annotation::BUNDLE) != Some(&current.bundle_hash)
-                || (current.data_hash.is_none() && found.noted(annotation::DATA_HASH).is_some());
+                || (current.data_hash.is_none()
+                    && found.noted(annotation::DATA_HASH).is_some()
+                    && signing.as_ref().is_some_and(|s| s.bundle_hash == current.bundle_hash));
             let held = hold(&context, &identity, &found, by_others, Some(&current), now).await?;
             if let Some(wait) = held {
                 return Ok(wait);
@@ -174,8 +176,20 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             }
         }
         Decision::Refuse { reason, message, current } => {
+            // What was superseded ends also while nothing new is issued.
+            let certificates = upkeep::certificates(&context, &identity);
+            let grace_ends = match &current {
+                Some(current) => {
+                    upkeep::revoke_superseded(&context, &identity, current, &certificates, now)
+                        .await?
+                }
+                None => None,
+            };
             let ready = Err((reason, message));
             put_status(&context, &identity, current.as_ref(), ready, None, None, now).await?;
+            if let Some(end) = grace_ends {
+                return Ok(Outcome::After(until(end, now)));
+            }
             Ok(match (reason, current) {
                 (Reason::SecretNotOwned, _) => Outcome::After(FOREIGN),
                 // Its condition says that the certificate is valid.
@@ -314,7 +328,7 @@ async fn issue_into(
     // The key of a certificate that was revoked may be known to others.
     let noted = present.as_ref().and_then(|present| view_metadata(&present.metadata));
     let kept =
-        present.as_ref().filter(|_| noted.is_none_or(|noted| !is_revoked(context, &noted.serial)));
+        present.as_ref().filter(|_| noted.is_some_and(|noted| !is_revoked(context, &noted.serial)));
     let key = private_key(&issuance.key, kept).await;
     let public_key = match &issuance.key {
         KeySource::Requested(request) => request.public_key_der.clone(),

@@ -65,7 +65,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         .map(|((name, signing), crl)| {
             let anchor = signing.as_ref().map(|signing| Anchor {
                 bundle: &signing.bundle,
-                bundle_hash: &signing.bundle_hash,
+                mark: &signing.mark,
                 crl,
             });
             (*name, anchor)

@@ -41,6 +41,10 @@ pub struct CaFacts {
     pub fingerprint: String,
     /// Its serial number.
     pub serial: Serial,
+    /// SubjectPublicKeyInfo, DER.
+    pub public_key_der: Vec<u8>,
+    /// SHA-256 of the root's certificate, lower-case hex.
+    pub root_fingerprint: String,
     /// The type of its key.
     pub key_type: KeyType,
     /// Start of validity.
@@ -331,6 +335,8 @@ pub fn read_facts(
         key_id,
         fingerprint: sha256_hex(&chain[0]),
         serial,
+        public_key_der: ca.public_key().raw.to_vec(),
+        root_fingerprint: sha256_hex(chain.last().expect("the CA itself is there")),
         key_type,
         not_before: Timestamp::from_second(ca.validity().not_before.timestamp())
             .map_err(|_| AuthorityError::Unusable("validity is out of range"))?,
@@ -457,6 +463,17 @@ pub(crate) mod tests {
     pub(crate) fn sample_with_key(key: Arc<PrivateKey>) -> CertificateAuthority {
         let (subject, any) = (subject(), NameConstraints::default());
         CertificateAuthority::self_signed(&params(&subject, &any), key).unwrap()
+    }
+
+    /// A root, and a CA below it.
+    pub(crate) fn sample_below() -> (CertificateAuthority, CertificateAuthority) {
+        let (subject, any) = (subject(), NameConstraints::default());
+        let root = CaParams { path_length: 1, ..params(&subject, &any) };
+        let root = CertificateAuthority::self_signed(&root, fresh(KeyType::EcdsaP256)).unwrap();
+        let below = Name(vec![(Attribute::CommonName, "Below".into())]);
+        let key = fresh(KeyType::EcdsaP256);
+        let ca = root.sign_authority(&params(&below, &any), key).unwrap();
+        (root, ca)
     }
 
     #[test]

@@ -273,6 +273,9 @@ pub struct GenerationView<'a> {
 /// So many CAs that are trusted no more stay in the status.
 const REMOVED_IN_STATUS: usize = 3;
 
+/// The API server takes so many.
+const IN_STATUS: usize = 16;
+
 /// The status of an authority. Without any generation what was known of them is kept.
 pub fn status(
     authority: &ClientAuthority,
@@ -301,6 +304,11 @@ pub fn status(
             not_after: Time(one.facts.not_after),
         })
         .collect();
+    let mut shown = shown;
+    // The root comes first and stays; of the others the latest count.
+    let first = usize::from(shown.first().is_some_and(|one| one.state == CaState::Root));
+    let excess = shown.len().saturating_sub(IN_STATUS);
+    shown.drain(first..first + excess);
     ClientAuthorityStatus {
         observed_generation: generation,
         conditions: condition::merge(&current.conditions, conditions, generation, now),

@@ -42,6 +42,8 @@ pub struct Generation {
     pub ca: Result<CaFacts, String>,
     /// How many of its certificates have not expired and are not revoked.
     pub live: usize,
+    /// Does its published CRL lack a certificate that is revoked and has not expired?
+    pub unpublished: bool,
 }
 
 /// Where the next CA would come from.
@@ -232,6 +234,10 @@ impl Plan<'_> {
         self.next = Some(self.next.map_or(time, |next| next.min(time)));
     }
 
+    fn may_sign(&self, one: &Generation) -> bool {
+        one.ca.as_ref().is_ok_and(|facts| facts.not_after > self.world.now)
+    }
+
     /// What was active before the active one retires, and what is compromised is treated as such.
     fn after_takeover(&self) -> Option<Step> {
         self.world.generations.iter().find_map(|one| {
@@ -241,8 +247,12 @@ impl Plan<'_> {
                 CaState::Active if number == self.active.number => return None,
                 CaState::Active | CaState::Retiring if compromised => CaState::Compromised,
                 CaState::Active => CaState::Retiring,
-                // It has signed nothing yet.
-                CaState::Prepared if compromised || number < self.active.number => CaState::Removed,
+                // It has signed nothing yet. One that can't be used must not stand in another's way.
+                CaState::Prepared
+                    if compromised || number < self.active.number || !self.may_sign(one) =>
+                {
+                    CaState::Removed
+                }
                 _ => return None,
             };
             Some(Step::Move { number, to })
@@ -252,10 +262,6 @@ impl Plan<'_> {
     /// The next one takes over when its trust is in force.
     fn activate(&mut self, prepared: &Generation) -> Option<Step> {
         let rotation = &self.world.authority.spec.rotation;
-        let usable = prepared.ca.as_ref().is_ok_and(|facts| facts.not_after > self.world.now);
-        if !usable {
-            return None;
-        }
         let expired = self.active.ca.as_ref().is_ok_and(|facts| facts.not_after <= self.world.now);
         let urgent = is_compromised(self.world, self.active.number);
         let prepared_until = after(prepared.since, rotation.preparation);
@@ -286,15 +292,14 @@ impl Plan<'_> {
         match world.source {
             Source::Imported(Err(_)) => return None,
             Source::Imported(Ok(found)) if found.fingerprint != facts.fingerprint => {
-                if (&found.key_id, &found.subject_der) == (&facts.key_id, &facts.subject_der) {
-                    return Some(Step::Extend { number: active.number });
+                if self.why_not(found).is_some() {
+                    return None;
                 }
-                // One that had its time and was put back would be trusted again by mistake.
-                let had = world
-                    .generations
-                    .iter()
-                    .any(|one| one.ca.as_ref().is_ok_and(|known| known.key_id == found.key_id));
-                return if had { None } else { create(Trigger::Changed) };
+                return if found.public_key_der == facts.public_key_der {
+                    Some(Step::Extend { number: active.number })
+                } else {
+                    create(Trigger::Changed)
+                };
             }
             Source::Imported(Ok(_)) => return None,
             Source::SelfSigned(hash) => {
@@ -320,6 +325,32 @@ impl Plan<'_> {
         self.outlasts(facts).then(|| create(Trigger::Renewal)).flatten()
     }
 
+    /// Why the CA in the Secret of `spec.secretRef` can't take over, or that it must be replaced.
+    fn why_not(&self, found: &CaFacts) -> Option<&'static str> {
+        let facts = self.active.ca.as_ref().ok()?;
+        if found.public_key_der != facts.public_key_der {
+            // One that had its time and was put back would be trusted again by mistake.
+            let had = self.world.generations.iter().any(|one| {
+                one.ca.as_ref().is_ok_and(|known| known.public_key_der == found.public_key_der)
+            });
+            return had
+                .then_some("the CA in it was one of this authority before: put a new one there");
+        }
+        if is_compromised(self.world, self.active.number) {
+            return Some(
+                "the key of the CA in it is compromised: put another CA there, which then takes over at once",
+            );
+        }
+        let same = (&found.subject_der, &found.root_fingerprint)
+            == (&facts.subject_der, &facts.root_fingerprint);
+        // A self-signed CA is its own root, which its renewal changes.
+        let self_signed = |facts: &CaFacts| facts.root_fingerprint == facts.fingerprint;
+        let renewed =
+            found.subject_der == facts.subject_der && self_signed(found) && self_signed(facts);
+        let why = "the CA in it has the key of the active one under another name or root: put a CA with a key of its own there";
+        (!same && !renewed).then_some(why)
+    }
+
     /// A CA below a root that ends with it is not worth making again and again.
     fn outlasts(&self, facts: &CaFacts) -> bool {
         let root = self.world.generations.iter().find(|one| one.state == CaState::Root);
@@ -333,8 +364,10 @@ impl Plan<'_> {
         for one in self.world.generations {
             let (number, removed) = (one.number, CaState::Removed);
             match one.state {
+                // Who still asks for its CRL shall find everything on it.
+                CaState::Retiring if one.live == 0 && one.unpublished => {}
                 CaState::Retiring if one.live == 0 => {
-                    let end = one.since.saturating_add(LINGER).unwrap_or(Timestamp::MAX);
+                    let end = after_linger(one.since);
                     if self.world.now >= end {
                         return Some(Step::Move { number, to: removed });
                     }
@@ -346,6 +379,9 @@ impl Plan<'_> {
                         self.wait_until(end);
                     } else if one.live > 0 {
                         return Some(Step::RevokeAll { number });
+                    } else if one.unpublished && self.world.now < after_linger(end) {
+                        // Its trust must end also when its CRL can't be signed.
+                        self.wait_until(after_linger(end));
                     } else {
                         return Some(Step::Move { number, to: removed });
                     }
@@ -378,8 +414,21 @@ impl Plan<'_> {
                 ),
             };
         }
-        if let Source::Imported(Err(why)) = self.world.source {
-            return Wanted::no(ROTATING, Reason::SourceUnusable.as_str(), why.clone());
+        let source_unusable =
+            |why: &str| Wanted::no(ROTATING, Reason::SourceUnusable.as_str(), why.to_owned());
+        match self.world.source {
+            Source::Imported(Err(why)) => return source_unusable(why),
+            Source::Imported(Ok(found)) => {
+                if let Some(why) = self.why_not(found) {
+                    let spec = &self.world.authority.spec;
+                    let name = spec.secret_ref.as_ref().map(|reference| reference.name.as_str());
+                    let name = name.unwrap_or_default();
+                    return source_unusable(&format!(
+                        "spec.secretRef.name: Secret {name:?}: {why}"
+                    ));
+                }
+            }
+            Source::SelfSigned(_) => {}
         }
         let leaving = self
             .world
@@ -415,6 +464,10 @@ pub fn renewal(authority: &ClientAuthority, facts: &CaFacts) -> Timestamp {
 pub fn request(authority: &ClientAuthority) -> Option<&str> {
     let annotations = authority.metadata.annotations.as_ref()?;
     annotations.get(annotation::ROTATE_REQUESTED_AT).map(String::as_str)
+}
+
+fn after_linger(time: Timestamp) -> Timestamp {
+    time.saturating_add(LINGER).unwrap_or(Timestamp::MAX)
 }
 
 fn after(time: Timestamp, duration: Duration) -> Timestamp {
@@ -488,6 +541,7 @@ mod tests {
             source_hash: Some(source_hash(&spec())),
             ca: Ok(sample().facts().clone()),
             live: 3,
+            unpublished: false,
         }
     }
 
@@ -612,8 +666,16 @@ mod tests {
         };
         let same = active.ca.clone().unwrap();
         assert_eq!(of(same.clone()).step(), None);
-        let extended = CaFacts { fingerprint: "other".into(), ..same };
-        assert_eq!(of(extended).step(), Some(Step::Extend { number: 1 }));
+        let fingerprint = String::from("other");
+        let extended = CaFacts { root_fingerprint: fingerprint.clone(), fingerprint, ..same };
+        assert_eq!(of(extended.clone()).step(), Some(Step::Extend { number: 1 }));
+        let compromised =
+            of(extended.clone()).with(|case| case.authority.spec.compromised_generations = vec![1]);
+        assert_eq!(compromised.step(), None, "no certificate makes a stolen key good");
+        assert!(compromised.decide().rotating.message.contains("put another CA there"));
+        let moved = CaFacts { root_fingerprint: "another".into(), ..extended };
+        assert_eq!(of(moved.clone()).step(), None);
+        assert!(of(moved).decide().rotating.message.contains("another name or root"));
         let other = sample().facts().clone();
         assert_eq!(of(other.clone()).step(), create(2, Prepared, Trigger::Changed));
         let mut back = of(other.clone());
@@ -643,7 +705,7 @@ mod tests {
         });
         assert_eq!(over.step(), to(2, Active));
         let broken = case().with(|case| case.generations[1].ca = Err("no key".into()));
-        assert_eq!((broken.step(), broken.reason()), (None, "Ready"));
+        assert_eq!((broken.step(), broken.reason()), (to(2, Removed), "Ready"));
     }
 
     #[test]
@@ -653,6 +715,11 @@ mod tests {
         assert_eq!(case().step(), None);
         let empty = case().with(|case| case.generations[0].live = 0);
         assert_eq!(empty.step(), to(1, Removed));
+        let unpublished = case().with(|case| {
+            case.generations[0].live = 0;
+            case.generations[0].unpublished = true;
+        });
+        assert_eq!(unpublished.step(), None, "its CRL comes first");
         let just_now = case().with(|case| {
             case.generations[0].live = 0;
             case.generations[0].since = instant("2026-05-01T09:59:30Z");

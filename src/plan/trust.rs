@@ -45,8 +45,8 @@ pub struct World<'a> {
 pub struct Anchor<'a> {
     /// Its CA certificates, PEM.
     pub bundle: &'a str,
-    /// SHA-256 of these, lower-case hex.
-    pub bundle_hash: &'a str,
+    /// SHA-256 over these and the CAs that have a CRL, lower-case hex.
+    pub mark: &'a str,
     /// Their CRLs, PEM.
     pub crl: &'a str,
 }
@@ -138,7 +138,7 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
     }
     // The authority reads these: a new CA signs only when its bundle is everywhere.
     let bundles = authorities.iter().map(|(name, anchor)| {
-        let hash = anchor.map_or("", |anchor| anchor.bundle_hash);
+        let hash = anchor.map_or("", |anchor| anchor.mark);
         (format!("{}{name}", annotation::TRUSTED_BUNDLE_PREFIX), hash.to_owned())
     });
     Secret {
@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    const ANCHOR: Anchor<'static> = Anchor { bundle: "CA\n", bundle_hash: "hash", crl: "CRL\n" };
+    const ANCHOR: Anchor<'static> = Anchor { bundle: "CA\n", mark: "hash", crl: "CRL\n" };
 
     fn condition<'a>(status: &'a ClientTrustStatus, type_: &str) -> (&'a str, &'a str) {
         let conditions = status.conditions.iter().chain(&status.targets[0].conditions);

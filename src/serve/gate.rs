@@ -154,8 +154,17 @@ pub fn decide(
         .iter()
         .flat_map(|name| view.of_authority(name))
         .find(|p| p.issuer_der == leaf.issuer_der && p.key_id == leaf.authority_key_id)
+        .filter(|published| !published.removed)
         .ok_or(Refusal::UnknownAuthority)?;
-    if published.revoked.contains(&leaf.serial) {
+    // A CA below a root stands on the root's CRL when its key was stolen.
+    let (issuer_der, key_id, serial) = &published.above;
+    let ca_is_revoked = policy
+        .authorities
+        .iter()
+        .flat_map(|name| view.of_authority(name))
+        .filter(|p| p.issuer_der == *issuer_der && p.key_id == *key_id)
+        .any(|p| p.revoked.contains(serial));
+    if ca_is_revoked || published.revoked.contains(&leaf.serial) {
         return Err(Refusal::Revoked);
     }
     if published.next_update <= now {
@@ -251,6 +260,35 @@ mod tests {
         leaf[last] ^= 1;
         let refused = decide(&view(&ca, &[]), &required(), Some(&header(&leaf)), instant(NOW));
         assert_eq!(refused, Err(Refusal::NotVerified));
+    }
+
+    #[test]
+    fn a_ca_that_is_trusted_no_more_or_stands_on_its_roots_crl_lets_nobody_in() {
+        use crate::api::annotation;
+        use crate::pki::authority::tests::sample_below;
+        let (root, ca) = sample_below();
+        let header = header(&sample_leaf(&ca));
+        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
+        let publish =
+            |view: &View, ca: &CertificateAuthority, generation, number, revoked: &[Entry]| {
+                let der = crl::sign(ca, CrlNumber(number), this, next, revoked).unwrap();
+                let key = CaKey { authority: "staff".into(), generation };
+                view.with(&render_crl(&key, &ca.certificate_pem(), der, CrlNumber(number)))
+            };
+        let ask = |view: &View| decide(view, &required(), Some(&header), instant(NOW));
+        let view = publish(&publish(&View::default(), &ca, 1, 1, &[]), &root, 0, 1, &[]);
+        assert_eq!(ask(&view), Ok(()));
+        let entry = Entry { serial: ca.facts().serial, revoked_at: this, reason: Some(1) };
+        assert_eq!(ask(&publish(&view, &root, 0, 2, &[entry])), Err(Refusal::Revoked));
+
+        let der = crl::sign(&ca, CrlNumber(1), this, next, &[]).unwrap();
+        let key = CaKey { authority: "staff".into(), generation: 1 };
+        let mut retired = render_crl(&key, &ca.certificate_pem(), der, CrlNumber(1));
+        let note = (annotation::STATE.to_owned(), "Removed".to_owned());
+        retired.metadata.annotations.get_or_insert_default().extend([note]);
+        let view = view.with(&retired);
+        assert_eq!(ask(&view), Err(Refusal::UnknownAuthority));
+        assert!(view.get(&key).is_some(), "its CRL is served on");
     }
 
     #[test]

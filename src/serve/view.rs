@@ -9,8 +9,10 @@ use kube::ResourceExt;
 use rustls_pki_types::CertificateDer;
 use tracing::{error, info};
 
+use crate::api::annotation;
+use crate::api::authority::CaState;
 use crate::pki::crl::CrlNumber;
-use crate::pki::inspect::certificates;
+use crate::pki::inspect::{certificates, inspect};
 use crate::pki::{Serial, crl, sha256_hex};
 use crate::plan::authority::{crl_key, key_of};
 use crate::plan::ledger::CaKey;
@@ -35,6 +37,10 @@ pub struct Published {
     pub next_update: Timestamp,
     /// The revoked serials.
     pub revoked: HashSet<Serial>,
+    /// Who signed the CA: issuer Name, key identifier, and the CA's serial number on that one's CRL.
+    pub above: (Vec<u8>, Vec<u8>, Serial),
+    /// Does nobody trust the CA any more?
+    pub removed: bool,
 }
 
 /// Every CRL, by CA.
@@ -63,7 +69,9 @@ impl View {
             Ok((key, published)) => {
                 let known = by_key.get(&key);
                 // A watch that reconnects may show an older state.
-                if known.is_none_or(|known| known.number < published.number) {
+                let retired = |known: &Published| published.removed && !known.removed;
+                let newer = |known: &Published| known.number < published.number;
+                if known.is_none_or(|known| newer(known) || retired(known)) {
                     info!(ca = %key, number = published.number.0, entries = published.revoked.len(), "took in a CRL");
                     by_key.insert(key, Arc::new(published));
                 }
@@ -89,6 +97,10 @@ fn read(config_map: &ConfigMap) -> Result<(CaKey, Published), String> {
     let ca = certificates(pem.ok_or("it holds no CA certificate")?.as_bytes())
         .map_err(|error| error.to_string())?
         .swap_remove(0);
+    let facts = inspect(&ca).map_err(|error| error.to_string())?;
+    let above = (facts.issuer_der, facts.authority_key_id, facts.serial);
+    let state = config_map.annotations().get(annotation::STATE);
+    let removed = state.is_some_and(|state| state == CaState::Removed.as_str());
     let der = config_map.binary_data.as_ref().and_then(|data| data.get(crl_key::DER));
     let der = &der.ok_or("it holds no CRL")?.0;
     let facts = crl::read(der).map_err(|error| error.to_string())?;
@@ -102,6 +114,8 @@ fn read(config_map: &ConfigMap) -> Result<(CaKey, Published), String> {
         this_update: facts.this_update,
         next_update: facts.next_update,
         revoked: facts.serials.into_iter().collect(),
+        above,
+        removed,
     };
     Ok((key, published))
 }
