@@ -206,7 +206,8 @@ fn in_process(folder: &Path, test: &str, work: impl FnOnce(&Scene)) {
         .expect("it starts");
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    assert!(output.status.success(), "{text}");
+    // Not the exit status: SoftHSM 2.6.1 may corrupt its heap in its own exit handlers, when all is done.
+    assert!(text.contains("test result: ok. 1 passed"), "{text}");
     // No test of that name would also be a success.
     let done = fs::read_to_string(scene.path("done")).expect("the test was run");
     assert_eq!(done.trim_end(), test, "{text}");
