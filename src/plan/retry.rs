@@ -102,7 +102,7 @@ pub fn failed(
     let before = standing(identity).filter(|(last, _)| last.reason == reason.as_str());
     // A repair ends a hold without ending the drift: that is over when the Secret was left alone.
     let in_a_row = before.filter(|(last, next)| match reason {
-        FailureReason::Drifted => now < last.time.0 + FORGIVEN,
+        FailureReason::Drifted => now.duration_since(last.time.0) < FORGIVEN,
         _ => next.is_some(),
     });
     let failures = in_a_row.map_or(0, |(last, _)| last.failures.max(0)).saturating_add(1);
@@ -140,7 +140,7 @@ pub fn repair(
     let again = match drifted {
         // The hold is over: this is its next try.
         Some((_, Some(_))) => return Repair::Now,
-        Some((last, None)) => now < last.time.0 + FORGIVEN,
+        Some((last, None)) => now.duration_since(last.time.0) < FORGIVEN,
         None => false,
     };
     let repairs = repairs.filter(|(_, since)| now < *since + REPAIR_WINDOW);

@@ -74,9 +74,22 @@ impl Server {
         server
     }
 
-    /// Has it read its files again, by the signal that its documentation names.
+    /// Has it read its files again, by the signal that its documentation names, and waits until the workers
+    /// of before are gone: they answer by what they read before.
     pub fn reload(&mut self) {
+        let pid = self.process.0.id();
+        let workers = || -> Vec<String> {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            children.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+        };
+        let before = workers();
+        assert!(!before.is_empty(), "a server without workers");
         self.signal(self.reload);
+        let started = Instant::now();
+        while workers().iter().any(|worker| before.contains(worker)) {
+            assert!(started.elapsed() < Duration::from_secs(20), "old workers do not end");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         self.wait();
     }
 
