@@ -7,7 +7,6 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use countersign::api::authority::CaState;
 use countersign::api::condition::{READY, ROTATING};
@@ -25,7 +24,7 @@ use support::control_plane::ControlPlane;
 use support::operator::{NAMESPACE, Operator};
 use support::servers::{Server, curl, write_files, write_server_certificate};
 use support::traffic::{Mount, Traffic};
-use support::{create, eventually, namespace, patch, program, wait_for};
+use support::{ask, create, eventually, namespace, patch, wait_for};
 
 struct Scene {
     plane: ControlPlane,
@@ -124,13 +123,7 @@ impl Scene {
     }
 
     fn openssl(&self, arguments: &[&str]) -> (bool, String) {
-        let output = Command::new(program("openssl"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .output()
-            .expect("openssl runs");
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+        ask(self.folder.path(), "openssl", arguments)
     }
 }
 

@@ -7,7 +7,6 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 use support::control_plane::ControlPlane;
 use support::operator::{NAMESPACE, Operator};
 use support::servers::{Answer, Server, curl, write_files, write_server_certificate};
-use support::{create, eventually, namespace, program, wait_for};
+use support::{ask, create, eventually, namespace, wait_for};
 
 /// Two clients and a trust of one authority, and the folder that servers read.
 struct Scene {
@@ -145,15 +144,7 @@ async fn haproxy_takes_the_secret_and_refuses_who_is_revoked_after_a_reload() {
 #[tokio::test]
 async fn openssl_reads_everything_and_agrees() {
     let scene = Scene::new().await;
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new(program("openssl"))
-            .args(arguments)
-            .current_dir(scene.folder.path())
-            .output()
-            .expect("openssl runs");
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-    };
+    let openssl = |arguments: &[&str]| ask(scene.folder.path(), "openssl", arguments);
 
     let (_, text) = openssl(&["x509", "-in", "good/tls.crt", "-noout", "-text"]);
     for words in [

@@ -6,8 +6,6 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use countersign::pki::authority::{CaParams, NameConstraints};
@@ -22,22 +20,8 @@ use countersign::pki::profile::Usage;
 use countersign::pki::public_key::UnsupportedKey;
 use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, profile};
 use rustls_pki_types::CertificateDer;
-use support::program;
+use support::{ask, openssl};
 use tempfile::TempDir;
-
-/// Runs a program in a folder; whether it succeeded, and what it printed.
-fn ask(folder: &Path, name: &str, arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(program(name)).args(arguments).current_dir(folder).output();
-    let output = output.unwrap_or_else(|error| panic!("{name}: {error}"));
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
-fn openssl(folder: &Path, arguments: &[&str]) -> String {
-    let (good, text) = ask(folder, "openssl", arguments);
-    assert!(good, "openssl {arguments:?}: {text}");
-    text
-}
 
 fn folder() -> TempDir {
     tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder")

@@ -7,7 +7,6 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use countersign::api::condition::READY;
 use countersign::api::{ClientAuthority, ClientIdentity, ClientTrust};
@@ -19,7 +18,7 @@ use tempfile::TempDir;
 use support::control_plane::ControlPlane;
 use support::operator::{NAMESPACE, Operator};
 use support::servers::{Server, curl, curl_pkcs12, write_files, write_server_certificate};
-use support::{create, delete, eventually, namespace, patch, program, try_create, wait_for};
+use support::{ask, create, delete, eventually, namespace, openssl, patch, try_create, wait_for};
 
 /// An authority, the operator, and nginx that lets its clients in.
 struct Scene {
@@ -117,20 +116,6 @@ fn identity(name: &str, spec: &str) -> String {
     format!(
         "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: clients}}, secretName: {name}-tls, {spec}}}}}"
     )
-}
-
-/// Runs a program in a folder; whether it succeeded, and what it printed.
-fn ask(folder: &Path, name: &str, arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(program(name)).args(arguments).current_dir(folder).output();
-    let output = output.unwrap_or_else(|error| panic!("{name}: {error}"));
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
-fn openssl(folder: &Path, arguments: &[&str]) -> String {
-    let (good, text) = ask(folder, "openssl", arguments);
-    assert!(good, "openssl {arguments:?}: {text}");
-    text
 }
 
 #[tokio::test]

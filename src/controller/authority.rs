@@ -21,7 +21,7 @@ use crate::cluster::Key;
 use crate::cluster::apply;
 use crate::metrics::authority as label;
 use crate::pki::crl::CrlError;
-use crate::pki::{certificate_pem, hex, sha256_hex};
+use crate::pki::{CertificateAuthority, certificate_pem, hex, sha256_hex};
 use crate::plan::authority::{GenerationView, Reason, status};
 use crate::plan::rotation::{Decision, World, decide};
 
@@ -193,8 +193,13 @@ fn token_unavailable(why: &str) -> Wanted {
 /// The roots of all CAs that are trusted, each once.
 fn trusted_roots(cas: &[Ca]) -> Vec<CertificateDer<'static>> {
     let trusted = cas.iter().filter(|ca| ca.state != CaState::Removed);
+    roots(trusted.filter_map(|ca| ca.authority.as_deref().ok()))
+}
+
+/// The roots of these CAs, each once.
+fn roots<'a>(cas: impl Iterator<Item = &'a CertificateAuthority>) -> Vec<CertificateDer<'static>> {
     let mut roots: Vec<CertificateDer<'static>> = Vec::new();
-    for ca in trusted.filter_map(|ca| ca.authority.as_ref().ok()) {
+    for ca in cas {
         if !roots.contains(ca.root()) {
             roots.push(ca.root().clone());
         }
@@ -266,12 +271,7 @@ fn signing(
     allowed: Arc<Allowed>,
 ) -> Option<Arc<Signing>> {
     let active = generations.iter().position(|one| one.key.generation == active)?;
-    let mut roots: Vec<CertificateDer<'static>> = Vec::new();
-    for one in &generations {
-        if !roots.contains(one.ca.root()) {
-            roots.push(one.ca.root().clone());
-        }
-    }
+    let roots = roots(generations.iter().map(|one| &*one.ca));
     let bundle = bundle(&roots);
     let within = authority.spec.rotation.reissue_within;
     let mut mark = bundle.clone();

@@ -175,6 +175,22 @@ pub fn run(name: &str, arguments: &[&str], input: &str) -> String {
     text
 }
 
+/// Runs a program in a folder; whether it succeeded, and what it printed.
+pub fn ask(folder: &Path, name: &str, arguments: &[&str]) -> (bool, String) {
+    use std::process::Command;
+    let output = Command::new(program(name)).args(arguments).current_dir(folder).output();
+    let output = output.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Runs OpenSSL in a folder; what it printed. Panics if it fails.
+pub fn openssl(folder: &Path, arguments: &[&str]) -> String {
+    let (good, text) = ask(folder, "openssl", arguments);
+    assert!(good, "openssl {arguments:?}: {text}");
+    text
+}
+
 /// Runs kubectl.
 pub fn kubectl(arguments: &[&str], input: &str) -> String {
     run("kubectl", arguments, input)
