@@ -5,6 +5,7 @@ pub mod allow;
 pub mod authority;
 pub mod cel;
 pub mod crl;
+pub mod headroom;
 pub mod history;
 pub mod identity;
 pub mod ledger;
