@@ -97,6 +97,10 @@ struct ControllerArgs {
         default_value = "http://countersign-server.countersign.svc:8081"
     )]
     gate_url: String,
+    /// The servers' CRL port, under a name that has an address for each of them: they are asked which CRLs
+    /// they answer by. Without it no revocation is told to be enforced by the gate.
+    #[arg(long, env = "CRL_SERVERS", value_name = "HOST:PORT")]
+    crl_servers: Option<String>,
     #[command(flatten)]
     token: TokenArgs,
 }
@@ -183,6 +187,7 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         lease_duration: Duration::from_secs(args.lease_seconds),
         concurrency: args.concurrency.into(),
         gate_url: args.gate_url.trim_end_matches('/').to_owned(),
+        crl_servers: args.crl_servers.filter(|address| !address.is_empty()),
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {
         // One that is absent may come yet, and authorities without it go on.
