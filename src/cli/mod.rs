@@ -2,7 +2,9 @@
 
 mod check;
 pub mod crds;
+mod progress;
 mod renew;
+mod revoke;
 mod rotate;
 
 use std::future::Future;
@@ -48,6 +50,8 @@ enum Command {
     },
     /// Have new certificates issued now, whatever the age of the present ones.
     Renew(renew::RenewArgs),
+    /// Revoke certificates, of one identity or of many, and wait until it is so.
+    Revoke(Box<revoke::RevokeArgs>),
     /// Have another CA take over from the present one of an authority.
     Rotate(rotate::RotateArgs),
     /// Print the custom resource definitions, or write one file each into a folder.
@@ -145,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => run_server(args),
         Command::Check { urls } => check::run(&urls),
         Command::Renew(args) => renew::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
         Command::Rotate(args) => rotate::run(&args),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
