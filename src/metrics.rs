@@ -80,11 +80,16 @@ pub struct Metrics {
     pub leader: Gauge<f64, AtomicU64>,
     /// The gate's answers.
     pub gate_decisions: Family<GateLabels, Counter>,
+    /// Seconds from a `CertificateRevocation` to the CRL that holds its certificates.
+    pub revocation_published_seconds: Histogram,
+    /// Seconds from a `CertificateRevocation` until every `ClientTrust` had that CRL in force.
+    pub revocation_enforced_seconds: Histogram,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        let long = || Histogram::new(exponential_buckets(0.05, 2.0, 14));
         let mut metrics = Self {
             registry: Registry::with_prefix("countersign"),
             issued: Family::default(),
@@ -101,6 +106,8 @@ impl Default for Metrics {
             ca_not_after: Family::default(),
             leader: Gauge::default(),
             gate_decisions: Family::default(),
+            revocation_published_seconds: long(),
+            revocation_enforced_seconds: long(),
         };
         let r = &mut metrics.registry;
         r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -137,6 +144,16 @@ impl Default for Metrics {
         );
         r.register("leader", "1 when this process is the leader", metrics.leader.clone());
         r.register("gate_decisions", "Answers of the gate", metrics.gate_decisions.clone());
+        r.register(
+            "revocation_published_seconds",
+            "Seconds from a CertificateRevocation to the CRL that holds its certificates",
+            metrics.revocation_published_seconds.clone(),
+        );
+        r.register(
+            "revocation_enforced_seconds",
+            "Seconds from a CertificateRevocation until every ClientTrust had that CRL in force",
+            metrics.revocation_enforced_seconds.clone(),
+        );
         metrics
     }
 }

@@ -548,10 +548,7 @@ async fn a_crl_that_has_grown_stays_complete_while_another_ca_takes_over() {
         .await;
     }
     scene
-        .has_states(
-            "shards",
-            &[(0, CaState::Root), (1, CaState::Retiring), (2, CaState::Active)],
-        )
+        .has_states("shards", &[(0, CaState::Root), (1, CaState::Retiring), (2, CaState::Active)])
         .await;
 
     // The survivor has moved to the new CA; the trust verifies both, and lists all ten, under one root.

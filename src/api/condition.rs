@@ -13,6 +13,8 @@ pub const CRL_FITS: &str = "CRLFits";
 pub const RECORDED: &str = "Recorded";
 /// `CertificateRevocation`: the serials stand in a published CRL.
 pub const PUBLISHED: &str = "Published";
+/// `CertificateRevocation`: every `ClientTrust` of the authorities has that CRL, or a later one, in force.
+pub const ENFORCED: &str = "Enforced";
 /// `ClientTrust` target: the target exists and a known data plane serves it.
 pub const ACCEPTED: &str = "Accepted";
 /// `ClientTrust` target: the data plane's configuration is written.

@@ -11,11 +11,13 @@ use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
 use super::headroom::SECRET_LIMIT;
+use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
-use crate::api::trust::{Reason, TargetReference, TargetStatus};
+use crate::api::trust::{CrlInForce, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::traefik::{host_routes, names_its_hosts};
 use crate::ingress::{DataPlane, Edit, HostRoute, Request, object_name};
+use crate::pki::crl::CrlNumber;
 
 /// Keys of a trust's Secret.
 pub mod secret_key {
@@ -24,6 +26,9 @@ pub mod secret_key {
     /// The CRLs of all its CAs, PEM, one after the other.
     pub const CRL: &str = "ca.crl";
 }
+
+/// As many CAs are named in status.
+const CRLS_IN_STATUS: usize = 64;
 
 /// Everything that the plan depends on.
 pub struct World<'a> {
@@ -37,8 +42,23 @@ pub struct World<'a> {
     pub routes: &'a [HostRoute],
     /// Base URL of the gate.
     pub gate_url: &'a str,
+    /// Does the trust's Secret hold what it should?
+    pub secret_in_place: bool,
+    /// The CRL numbers by which every server of the gate answers, when they were asked and it is known.
+    pub served: Served<'a>,
     /// The time.
     pub now: Timestamp,
+}
+
+/// What is known of the servers of the gate.
+#[derive(Clone, Copy, Debug)]
+pub enum Served<'a> {
+    /// They were not asked, since nothing waits for it: what status tells stays.
+    Unasked,
+    /// It is not known.
+    Unknown,
+    /// The CRL numbers by which every one of them answers.
+    Known(&'a BTreeMap<CaKey, CrlNumber>),
 }
 
 /// What an authority contributes to a trust.
@@ -52,6 +72,8 @@ pub struct Anchor<'a> {
     pub crl: Option<&'a str>,
     /// What certificates and CRLs take, PEM.
     pub bytes: usize,
+    /// Which CRLs these are.
+    pub numbers: &'a [(CaKey, CrlNumber)],
 }
 
 /// One target as it was found.
@@ -244,8 +266,65 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
     ClientTrustStatus {
         observed_generation: generation,
         conditions: condition::merge(&before.conditions, &[ready], generation, world.now),
+        crls: crls_in_force(world, &before, targets.iter().any(is_gated)),
         targets,
     }
+}
+
+/// Does the target depend on the gate to refuse revoked certificates?
+pub fn is_gated(target: &TargetStatus) -> bool {
+    let via_gate = Reason::ViaGate.as_str();
+    target.conditions.iter().any(|c| c.type_ == REVOCATION_ENFORCED && c.reason == via_gate)
+}
+
+/// The CRL in force of each CA: what the Secret holds, and by what the gate answers where it is asked.
+fn crls_in_force(world: &World<'_>, before: &ClientTrustStatus, gated: bool) -> Vec<CrlInForce> {
+    let in_place = world.secret_in_place && too_large(&world.authorities).is_none();
+    let anchors = world.authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
+    let mut crls: Vec<CrlInForce> = anchors
+        .flat_map(|anchor| anchor.numbers)
+        .filter_map(|(key, number)| {
+            let known = before.crls.iter().find(|known| is_of(known, key));
+            let served = match world.served {
+                _ if !gated => None,
+                Served::Unasked => known.and_then(|known| known.gate_crl_number.clone()),
+                Served::Unknown => None,
+                Served::Known(all) => all.get(key).map(text),
+            };
+            let crl_number = match known {
+                _ if in_place => text(number),
+                // What could not be written is not in force.
+                known => known?.crl_number.clone(),
+            };
+            Some(CrlInForce {
+                authority: key.authority.to_string(),
+                generation: key.generation.into(),
+                crl_number,
+                gate_crl_number: served,
+            })
+        })
+        .collect();
+    crls.truncate(CRLS_IN_STATUS);
+    crls
+}
+
+/// Does the gate, as far as status tells, answer by an older CRL than the published one, or by an unknown
+/// one?
+pub fn gate_lags(status: &ClientTrustStatus, numbers: &[(CaKey, CrlNumber)]) -> bool {
+    status.targets.iter().any(is_gated)
+        && numbers.iter().any(|(key, number)| {
+            let known = status.crls.iter().find(|known| is_of(known, key));
+            let served = known.and_then(|known| known.gate_crl_number.as_deref()?.parse().ok());
+            served.is_none_or(|served: u128| served < number.0)
+        })
+}
+
+fn is_of(known: &CrlInForce, key: &CaKey) -> bool {
+    known.authority == *key.authority && known.generation == i64::from(key.generation)
+}
+
+fn text(number: &CrlNumber) -> String {
+    number.0.to_string()
 }
 
 fn target_conditions(
@@ -368,12 +447,14 @@ mod tests {
             }],
             routes,
             gate_url: "http://gate",
+            secret_in_place: true,
+            served: Served::Unasked,
             now: Timestamp::UNIX_EPOCH,
         }
     }
 
     const ANCHOR: Anchor<'static> =
-        Anchor { bundle: "CA\n", mark: "hash", crl: Some("CRL\n"), bytes: 7 };
+        Anchor { bundle: "CA\n", mark: "hash", crl: Some("CRL\n"), bytes: 7, numbers: &[] };
 
     fn condition<'a>(status: &'a ClientTrustStatus, type_: &str) -> (&'a str, &'a str) {
         let conditions = status.conditions.iter().chain(&status.targets[0].conditions);
@@ -419,6 +500,50 @@ mod tests {
         let status = status(&world, &[Ok(())]);
         assert_eq!(condition(&status, READY), ("True", "Programmed"));
         assert_eq!(condition(&status, REVOCATION_ENFORCED), ("True", "ViaGate"));
+    }
+
+    #[test]
+    fn the_crl_in_force_is_what_the_secret_holds_and_what_every_server_answers_by() {
+        let mut trust = trust();
+        let key = CaKey::first("staff");
+        let numbers = [(key.clone(), CrlNumber(7))];
+        let anchor = Anchor { numbers: &numbers, ..ANCHOR };
+        let served = BTreeMap::from([(key, CrlNumber(6))]);
+        let told = |trust: &ClientTrust, secret_in_place, served| {
+            let world = World {
+                secret_in_place,
+                served,
+                ..world(trust, Some(anchor), Some(ingress()), &[])
+            };
+            status(&world, &[Ok(())])
+        };
+        let crls = |status: &ClientTrustStatus| {
+            let one = |crl: &CrlInForce| (crl.crl_number.clone(), crl.gate_crl_number.clone());
+            status.crls.iter().map(one).collect::<Vec<_>>()
+        };
+        // What could not be written is not in force.
+        assert!(told(&trust, false, Served::Unknown).crls.is_empty());
+        let first = told(&trust, true, Served::Known(&served));
+        assert_eq!(crls(&first), [("7".to_owned(), Some("6".to_owned()))]);
+        assert!(gate_lags(&first, &numbers));
+        trust.status = Some(first.clone());
+        // Nobody asked: it stays. Not known any more: it is not told on.
+        assert_eq!(told(&trust, true, Served::Unasked), first);
+        let unknown = told(&trust, true, Served::Unknown);
+        assert_eq!(crls(&unknown), [("7".to_owned(), None)]);
+        assert!(gate_lags(&unknown, &numbers));
+        let served = BTreeMap::from([(CaKey::first("staff"), CrlNumber(7))]);
+        let caught_up = told(&trust, true, Served::Known(&served));
+        assert!(!gate_lags(&caught_up, &numbers), "{caught_up:?}");
+        // A newer CRL that is not written yet.
+        trust.status = Some(caught_up);
+        let newer = [(CaKey::first("staff"), CrlNumber(9))];
+        let anchor = Anchor { numbers: &newer, ..ANCHOR };
+        let world =
+            World { secret_in_place: false, ..world(&trust, Some(anchor), Some(ingress()), &[]) };
+        let status = status(&world, &[Ok(())]);
+        assert_eq!(crls(&status), [("7".to_owned(), Some("7".to_owned()))]);
+        assert!(gate_lags(&status, &newer));
     }
 
     #[test]
