@@ -17,6 +17,15 @@ pub struct AuthorityLabel {
     pub authority: String,
 }
 
+/// Labels: which CA.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct GenerationLabel {
+    /// Name of the `ClientAuthority`.
+    pub authority: String,
+    /// Number of the generation.
+    pub generation: u32,
+}
+
 /// Labels of an issuance.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct IssuanceLabels {
@@ -65,15 +74,15 @@ pub struct Metrics {
     /// CRLs that were not published since they would have lacked a revoked serial.
     pub crl_guard_trips: Family<AuthorityLabel, Counter>,
     /// Entries of the published CRL.
-    pub crl_entries: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    pub crl_entries: Family<GenerationLabel, Gauge<i64, AtomicI64>>,
     /// Bytes of the published CRL.
-    pub crl_bytes: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    pub crl_bytes: Family<GenerationLabel, Gauge<i64, AtomicI64>>,
     /// Bytes that CA certificates and CRLs leave free in the Secret of a `ClientTrust`.
     pub crl_headroom: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// thisUpdate of the published CRL.
-    pub crl_this_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    pub crl_this_update: Family<GenerationLabel, Gauge<i64, AtomicI64>>,
     /// nextUpdate of the published CRL.
-    pub crl_next_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    pub crl_next_update: Family<GenerationLabel, Gauge<i64, AtomicI64>>,
     /// End of the CA's validity.
     pub ca_not_after: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// Is this process the leader?
@@ -170,4 +179,9 @@ impl Metrics {
 /// The label of an authority.
 pub fn authority(name: &str) -> AuthorityLabel {
     AuthorityLabel { authority: name.to_owned() }
+}
+
+/// The labels of a CA.
+pub fn generation(authority: &str, generation: u32) -> GenerationLabel {
+    GenerationLabel { authority: authority.to_owned(), generation }
 }

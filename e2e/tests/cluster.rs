@@ -774,7 +774,7 @@ async fn d2_crls_metrics_and_logs_can_be_had() {
         "",
     );
     for line in [
-        format!("countersign_crl_entries{{authority=\"{ns}\"}} 1"),
+        format!("countersign_crl_entries{{authority=\"{ns}\",generation=\"1\"}} 1"),
         format!(
             "countersign_certificates_issued_total{{authority=\"{ns}\",trigger=\"Missing\"}} 1"
         ),

@@ -74,7 +74,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         other => other?,
     };
     let Crls { generations, is_new, trouble, next } = crls;
-    crl::measure(&context, &key.name, &generations);
+    crl::measure(&context, &cas, &generations);
     let signing = match &decision.active {
         Ok(number) => signing(&authority, generations, *number, stopped.is_none(), allowed.clone()),
         Err(_) => None,

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
 use crate::api::authority::CaState;
-use crate::pki::crl::{CrlFacts, CrlNumber};
+use crate::pki::crl::{CrlFacts, CrlNumber, Index, pem_len, to_pem};
 use crate::pki::{CertificateAuthority, Serial, hex};
 use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
@@ -50,7 +50,7 @@ pub struct Stores {
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Metadata of the Secrets that carry our label; those of CAs found by the name of their authority.
     pub secrets: Store<PartialObjectMeta<Secret>>,
-    /// Metadata of the ConfigMaps that publish CRLs.
+    /// Metadata of the ConfigMaps that publish CRLs, and of those with their parts.
     pub crls: Store<PartialObjectMeta<ConfigMap>>,
     /// All Ingresses.
     pub ingresses: Store<Ingress>,
@@ -211,13 +211,15 @@ impl Signing {
 
     /// The CRLs of all trusted CAs, PEM, one after the other; nothing when they don't fit a Secret.
     pub fn crls(&self) -> Option<String> {
-        let pem = || self.generations.iter().map(|one| &*one.published.pem).collect();
-        (self.secret_bytes() <= SECRET_LIMIT).then(pem)
+        if self.secret_bytes() > SECRET_LIMIT {
+            return None;
+        }
+        self.generations.iter().map(|one| one.published.der.as_deref().map(to_pem)).collect()
     }
 
     /// What the trust bundle and the CRLs take in the Secret of a `ClientTrust`.
     pub fn secret_bytes(&self) -> usize {
-        let crls = self.generations.iter().map(|one| one.published.pem.len());
+        let crls = self.generations.iter().map(|one| pem_len(one.published.bytes));
         self.bundle.len() + crls.sum::<usize>()
     }
 
@@ -256,10 +258,14 @@ impl Signing {
 pub struct Published {
     /// What it says.
     pub facts: Arc<CrlFacts>,
-    /// The CRL, PEM.
-    pub pem: Arc<str>,
+    /// Its entries, encoded: the next one is made from them.
+    pub index: Arc<Index>,
+    /// The CRL, DER; none when its PEM would fit no Secret.
+    pub der: Option<Arc<[u8]>>,
     /// Its size, DER.
     pub bytes: usize,
+    /// Names of the ConfigMaps that hold its parts; none for a small one.
+    pub parts: Arc<[String]>,
     /// resourceVersion of the ConfigMap that publishes it.
     pub resource_version: Option<String>,
     /// When this process published it, if it did.

@@ -123,11 +123,7 @@ fn published(context: &Context, ca: &Ca) -> Option<Arc<CrlFacts>> {
 fn is_unpublished(context: &Context, ca: &Ca) -> bool {
     let published = published(context, ca);
     let published = published.as_deref();
-    context.ledger.read(&ca.key, |ledger| {
-        ledger.crl_entries(published).iter().any(|entry| {
-            published.is_none_or(|crl| crl.serials.binary_search(&entry.serial).is_err())
-        })
-    })
+    context.ledger.read(&ca.key, |ledger| crate::plan::crl::is_unpublished(ledger, published))
 }
 
 /// The generations that the ledger and the status know of.

@@ -14,8 +14,9 @@ use crate::api::authority::CaState;
 use crate::pki::crl::CrlNumber;
 use crate::pki::inspect::{certificates, inspect};
 use crate::pki::{Serial, crl, sha256_hex};
-use crate::plan::authority::{crl_key, key_of};
+use crate::plan::authority::key_of;
 use crate::plan::ledger::CaKey;
+use crate::plan::publication::{Scope, crl_key};
 
 /// One CA and its CRL, ready to be served and asked.
 pub struct Published {
@@ -84,7 +85,8 @@ impl View {
     /// The view without the CRL of a ConfigMap that is gone.
     pub fn without(&self, config_map: &ConfigMap) -> Self {
         let mut by_key = self.by_key.clone();
-        if let Some(key) = key_of(&config_map.metadata) {
+        let full = Scope::of(&config_map.metadata) == Some(Scope::Full);
+        if let Some(key) = key_of(&config_map.metadata).filter(|_| full) {
             by_key.remove(&key);
         }
         Self { by_key }
@@ -93,6 +95,9 @@ impl View {
 
 fn read(config_map: &ConfigMap) -> Result<(CaKey, Published), String> {
     let key = key_of(&config_map.metadata).ok_or("its labels name no CA")?;
+    if Scope::of(&config_map.metadata) != Some(Scope::Full) {
+        return Err("it is not a complete CRL".to_owned());
+    }
     let pem = config_map.data.as_ref().and_then(|data| data.get(crl_key::CA));
     let ca = certificates(pem.ok_or("it holds no CA certificate")?.as_bytes())
         .map_err(|error| error.to_string())?
