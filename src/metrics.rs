@@ -49,6 +49,17 @@ pub struct GateLabels {
     pub decision: &'static str,
 }
 
+/// No label: a family of one, which is not there in processes that do not set it.
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct NoLabels {}
+
+/// Label of the CRL server's answers.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CrlRequestLabels {
+    /// HTTP status.
+    pub code: u16,
+}
+
 /// All metrics, each made whether this process uses it or not.
 pub struct Metrics {
     registry: Registry,
@@ -78,6 +89,16 @@ pub struct Metrics {
     pub leader: Gauge<f64, AtomicU64>,
     /// The gate's answers.
     pub gate_decisions: Family<GateLabels, Counter>,
+    /// The CRL server's answers.
+    pub crl_requests: Family<CrlRequestLabels, Counter>,
+    /// thisUpdate of the CRL that this server serves.
+    pub crl_served_this_update: Family<AuthorityLabel, Gauge>,
+    /// nextUpdate of the CRL that this server serves.
+    pub crl_served_next_update: Family<AuthorityLabel, Gauge>,
+    /// CRLs that this server knows from its disk alone.
+    pub crl_served_from_disk: Family<NoLabels, Gauge>,
+    /// When this server last heard from the API server about CRLs.
+    pub crl_watch: Family<NoLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -98,6 +119,11 @@ impl Default for Metrics {
             ca_not_after: Family::default(),
             leader: Gauge::default(),
             gate_decisions: Family::default(),
+            crl_requests: Family::default(),
+            crl_served_this_update: Family::default(),
+            crl_served_next_update: Family::default(),
+            crl_served_from_disk: Family::default(),
+            crl_watch: Family::default(),
         };
         let r = &mut metrics.registry;
         r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -129,6 +155,27 @@ impl Default for Metrics {
         );
         r.register("leader", "1 when this process is the leader", metrics.leader.clone());
         r.register("gate_decisions", "Answers of the gate", metrics.gate_decisions.clone());
+        r.register("crl_requests", "Answers of the CRL server", metrics.crl_requests.clone());
+        r.register(
+            "crl_served_this_update_timestamp_seconds",
+            "thisUpdate of the CRL that this server serves",
+            metrics.crl_served_this_update.clone(),
+        );
+        r.register(
+            "crl_served_next_update_timestamp_seconds",
+            "nextUpdate of the CRL that this server serves; past it the gate refuses every client",
+            metrics.crl_served_next_update.clone(),
+        );
+        r.register(
+            "crl_served_from_disk",
+            "CRLs that this server knows from its disk alone",
+            metrics.crl_served_from_disk.clone(),
+        );
+        r.register(
+            "crl_watch_timestamp_seconds",
+            "When this server last heard from the API server about CRLs, each minute at least",
+            metrics.crl_watch.clone(),
+        );
         metrics
     }
 }
