@@ -34,7 +34,7 @@ pub mod label {
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// Its value on everything that Countersign owns.
     pub const MANAGED_BY_VALUE: &str = "countersign";
-    /// What an object in the operator's namespace holds: `ca`, `crl` or `ledger`.
+    /// What an object in the operator's namespace holds: `ca`, `crl`, `crl-part` or `ledger`.
     pub const COMPONENT: &str = "countersign.dev/component";
     /// The `ClientAuthority` that an object belongs to.
     pub const AUTHORITY: &str = "countersign.dev/authority";
@@ -99,6 +99,9 @@ pub mod annotation {
     pub const ROTATE_REQUESTED_AT: &str = "countersign.dev/rotate-requested-at";
     /// The CRL number of a published CRL.
     pub const CRL_NUMBER: &str = "countersign.dev/crl-number";
+    /// Which certificates a published CRL speaks of: `shard-` and a number, or `delta`. The complete CRL has
+    /// none.
+    pub const CRL_SCOPE: &str = "countersign.dev/crl-scope";
 }
 
 /// A reference to a `ClientAuthority` by name.

@@ -18,9 +18,10 @@ use crate::cluster::apply::write;
 use crate::metrics::authority as label;
 use crate::pki::authority::CaFacts;
 use crate::pki::{CertificateAuthority, crl};
-use crate::plan::authority::{Reason, crl_key, crl_name, render_crl};
+use crate::plan::authority::Reason;
 use crate::plan::crl::{Decision, Publication, World, decide};
 use crate::plan::ledger::CaKey;
+use crate::plan::publication::{Scope, crl_key, head_name, render};
 
 /// Two looks at a CRL are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -40,7 +41,7 @@ enum Found {
 
 /// Reads the CRL that stands in the cluster.
 async fn read(context: &Context, key: &CaKey, ca: &CaFacts) -> Result<Found, Error> {
-    let name = crl_name(key);
+    let name = head_name(key, Scope::Full);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let found = api
         .get_opt(&name)
@@ -164,7 +165,7 @@ async fn in_service(
     ca: &CaFacts,
     ours: &Published,
 ) -> Result<(Published, bool), Error> {
-    let name = Key::new(&context.namespace, crl_name(key));
+    let name = Key::new(&context.namespace, head_name(key, Scope::Full));
     let seen = context.stores.crls.get(&name).and_then(|crl| crl.metadata.resource_version.clone());
     let ours = ours.clone();
     if seen.is_some() && seen == ours.resource_version {
@@ -183,7 +184,7 @@ async fn in_service(
 /// Notes on the CRL of a CA that nobody trusts any more that it is so: it is served on, and the gate lets
 /// nobody in by it.
 pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> {
-    let name = crl_name(key);
+    let name = head_name(key, Scope::Full);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let found = api.get_opt(&name).await;
     let found =
@@ -243,7 +244,7 @@ async fn publish(
     let facts = crl::verify(&der, ca, *number, entries)?;
     let (pem, bytes) = (crl::to_pem(&der), der.len());
 
-    let mut wanted = render_crl(key, &ca.certificate_pem(), der, *number);
+    let mut wanted = render(key, Scope::Full, &ca.certificate_pem(), &der, &[], *number).head;
     wanted.metadata.namespace = Some(context.namespace.clone());
     wanted.metadata.resource_version = previous_version;
     let written = write(&context.client, &wanted).await?;

@@ -5,28 +5,21 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::ledger::CaKey;
+use super::publication::Scope;
 use crate::api::authority::{CaGeneration, CaState, CertificateCounts, CrlStatus};
 use crate::api::condition::{self, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
 use crate::pki::authority::{AuthorityError, CaFacts, read_chain};
-use crate::pki::crl::{CrlFacts, CrlNumber};
+use crate::pki::crl::CrlFacts;
 use crate::pki::key::{Encoding, KeyElsewhere, Signer};
 use crate::pki::{CertificateAuthority, KeyType, PrivateKey};
 
 /// A CA certificate is valid from this long before it is made: clocks differ.
 pub const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
-
-/// Keys of the ConfigMap that holds a CRL.
-pub mod crl_key {
-    /// The CRL, DER.
-    pub const DER: &str = "crl.der";
-    /// The certificate of its CA, PEM, so that the server can tell issuers apart.
-    pub const CA: &str = "ca.crt";
-}
 
 /// Keys of the Secret that keeps a CA.
 pub mod secret_key {
@@ -81,11 +74,6 @@ impl Reason {
 /// Name of the Secret that holds a CA's certificate and key, in the operator's namespace.
 pub fn secret_name(key: &CaKey) -> String {
     format!("ca-{}-{}", key.authority, key.generation)
-}
-
-/// Name of the ConfigMap that holds a CA's published CRL, in the operator's namespace.
-pub fn crl_name(key: &CaKey) -> String {
-    format!("crl-{}-{}", key.authority, key.generation)
 }
 
 /// Labels of everything in the operator's namespace that belongs to a CA.
@@ -235,27 +223,9 @@ pub fn is_ca(metadata: &ObjectMeta) -> bool {
         .is_some_and(|component| component == "ca")
 }
 
-/// The ConfigMap that publishes a CRL.
-pub fn render_crl(key: &CaKey, ca_pem: &str, der: Vec<u8>, number: CrlNumber) -> ConfigMap {
-    ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(crl_name(key)),
-            labels: Some(labels(key, "crl")),
-            annotations: Some(BTreeMap::from([(
-                annotation::CRL_NUMBER.to_owned(),
-                number.0.to_string(),
-            )])),
-            ..ObjectMeta::default()
-        },
-        data: Some(BTreeMap::from([(crl_key::CA.to_owned(), ca_pem.to_owned())])),
-        binary_data: Some(BTreeMap::from([(crl_key::DER.to_owned(), ByteString(der))])),
-        ..ConfigMap::default()
-    }
-}
-
-/// URL of a CA's CRL below a base URL.
+/// URL of a CA's complete CRL below a base URL.
 pub fn crl_url(base: &str, key: &CaKey) -> String {
-    format!("{base}/crl/{}/{}.crl", key.authority, key.generation)
+    format!("{base}{}", Scope::Full.path(key))
 }
 
 /// One CA as the status tells of it.

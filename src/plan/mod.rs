@@ -11,6 +11,7 @@ pub mod identity;
 pub mod ledger;
 pub mod material;
 pub mod names;
+pub mod publication;
 pub mod renewal;
 pub mod retry;
 pub mod revocation;

@@ -194,17 +194,22 @@ mod tests {
     use crate::pki::authority::tests::{instant, sample};
     use crate::pki::crl::{self, CrlNumber, Entry};
     use crate::pki::issue::tests::sample_leaf;
-    use crate::plan::authority::render_crl;
     use crate::plan::ledger::CaKey;
+    use crate::plan::publication::{Scope, render};
+    use k8s_openapi::api::core::v1::ConfigMap;
     use proptest::prelude::{prop_assert, proptest};
 
     const NOW: &str = "2026-06-01T00:00:00Z";
+
+    fn head(key: &CaKey, ca: &CertificateAuthority, der: &[u8], number: CrlNumber) -> ConfigMap {
+        render(key, Scope::Full, &ca.certificate_pem(), der, &[], number).head
+    }
 
     fn view(ca: &CertificateAuthority, revoked: &[Entry]) -> View {
         let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
         let der = crl::sign(ca, CrlNumber(1), this, next, revoked).unwrap();
         let key = CaKey::first("staff");
-        View::default().with(&render_crl(&key, &ca.certificate_pem(), der, CrlNumber(1)))
+        View::default().with(&head(&key, ca, &der, CrlNumber(1)))
     }
 
     fn required() -> Policy {
@@ -273,7 +278,7 @@ mod tests {
             |view: &View, ca: &CertificateAuthority, generation, number, revoked: &[Entry]| {
                 let der = crl::sign(ca, CrlNumber(number), this, next, revoked).unwrap();
                 let key = CaKey { authority: "staff".into(), generation };
-                view.with(&render_crl(&key, &ca.certificate_pem(), der, CrlNumber(number)))
+                view.with(&head(&key, ca, &der, CrlNumber(number)))
             };
         let ask = |view: &View| decide(view, &required(), Some(&header), instant(NOW));
         let view = publish(&publish(&View::default(), &ca, 1, 1, &[]), &root, 0, 1, &[]);
@@ -283,7 +288,7 @@ mod tests {
 
         let der = crl::sign(&ca, CrlNumber(1), this, next, &[]).unwrap();
         let key = CaKey { authority: "staff".into(), generation: 1 };
-        let mut retired = render_crl(&key, &ca.certificate_pem(), der, CrlNumber(1));
+        let mut retired = head(&key, &ca, &der, CrlNumber(1));
         let note = (annotation::STATE.to_owned(), "Removed".to_owned());
         retired.metadata.annotations.get_or_insert_default().extend([note]);
         let view = view.with(&retired);
@@ -312,7 +317,7 @@ mod tests {
         let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
         let publish = |view: &View, number| {
             let der = crl::sign(&ca, CrlNumber(number), this, next, &[]).unwrap();
-            view.with(&render_crl(&key, &ca.certificate_pem(), der, CrlNumber(number)))
+            view.with(&head(&key, &ca, &der, CrlNumber(number)))
         };
         let view = publish(&publish(&View::default(), 5), 4);
         assert_eq!(view.get(&key).unwrap().number, CrlNumber(5));
