@@ -79,6 +79,8 @@ pub struct Metrics {
     pub crl_entries: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// Bytes of the published CRL.
     pub crl_bytes: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// Bytes that CA certificates and CRLs leave free in the Secret of a `ClientTrust`.
+    pub crl_headroom: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// thisUpdate of the published CRL.
     pub crl_this_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// nextUpdate of the published CRL.
@@ -119,6 +121,7 @@ impl Default for Metrics {
             crl_guard_trips: Family::default(),
             crl_entries: Family::default(),
             crl_bytes: Family::default(),
+            crl_headroom: Family::default(),
             crl_this_update: Family::default(),
             crl_next_update: Family::default(),
             ca_not_after: Family::default(),
@@ -145,6 +148,11 @@ impl Default for Metrics {
         );
         r.register("crl_entries", "Entries of the published CRL", metrics.crl_entries.clone());
         r.register("crl_bytes", "Bytes of the published CRL", metrics.crl_bytes.clone());
+        r.register(
+            "crl_headroom_bytes",
+            "Bytes that CA certificates and CRLs leave free in the Secret of a ClientTrust; negative when they do not fit",
+            metrics.crl_headroom.clone(),
+        );
         r.register(
             "crl_this_update_timestamp_seconds",
             "thisUpdate of the published CRL",

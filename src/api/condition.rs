@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 pub const READY: &str = "Ready";
 /// `ClientAuthority`: another CA is about to take over, or has just done so.
 pub const ROTATING: &str = "Rotating";
+/// `ClientAuthority`: its CRLs fit the Secrets that carry them to data planes.
+pub const CRL_FITS: &str = "CRLFits";
 /// `CertificateRevocation`: the serials stand in the ledger.
 pub const RECORDED: &str = "Recorded";
 /// `CertificateRevocation`: the serials stand in a published CRL.

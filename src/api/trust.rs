@@ -147,6 +147,8 @@ pub enum Reason {
     HostMissing,
     /// An object of the name that we need exists and is not ours.
     NotOwned,
+    /// The CRLs of its authorities don't fit a Secret.
+    CRLTooLarge,
     /// The target is not programmed, so nothing is enforced there.
     NotProgrammed,
 }
@@ -163,6 +165,7 @@ impl Reason {
             Self::Conflict => "Conflict",
             Self::HostMissing => "HostMissing",
             Self::NotOwned => "NotOwned",
+            Self::CRLTooLarge => "CRLTooLarge",
             Self::NotProgrammed => "NotProgrammed",
         }
     }

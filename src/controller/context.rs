@@ -29,6 +29,7 @@ use crate::pki::crl::{CrlFacts, CrlNumber};
 use crate::pki::{CertificateAuthority, Serial, hex};
 use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
+use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
 use crate::plan::scope::{Target, target};
@@ -208,9 +209,16 @@ impl Signing {
         &self.generations[self.active]
     }
 
-    /// The CRLs of all trusted CAs, PEM, one after the other.
-    pub fn crls(&self) -> String {
-        self.generations.iter().map(|one| &*one.published.pem).collect()
+    /// The CRLs of all trusted CAs, PEM, one after the other; nothing when they don't fit a Secret.
+    pub fn crls(&self) -> Option<String> {
+        let pem = || self.generations.iter().map(|one| &*one.published.pem).collect();
+        (self.secret_bytes() <= SECRET_LIMIT).then(pem)
+    }
+
+    /// What the trust bundle and the CRLs take in the Secret of a `ClientTrust`.
+    pub fn secret_bytes(&self) -> usize {
+        let crls = self.generations.iter().map(|one| one.published.pem.len());
+        self.bundle.len() + crls.sum::<usize>()
     }
 
     /// Which CRLs these are.

@@ -21,7 +21,7 @@ use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
 use crate::plan::crl::BACKDATE;
 use crate::plan::trust::{
-    Anchor, Served, Target, World, gate_lags, is_owned, plan, secret, status,
+    Anchor, Served, Target, World, gate_lags, is_owned, plan, secret, secret_key, status,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -62,9 +62,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         .iter()
         .map(|reference| (reference.name.as_str(), context.signing(&reference.name)))
         .collect();
-    let crls: Vec<String> = signing
+    let crls: Vec<Option<String>> = signing
         .iter()
-        .map(|(_, signing)| signing.as_ref().map(|signing| signing.crls()).unwrap_or_default())
+        .map(|(_, signing)| signing.as_ref().and_then(|signing| signing.crls()))
         .collect();
     let numbers: Vec<_> = signing
         .iter()
@@ -77,7 +77,8 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             let anchor = signing.as_ref().map(|signing| Anchor {
                 bundle: &signing.bundle,
                 mark: &signing.mark,
-                crl,
+                crl: crl.as_deref(),
+                bytes: signing.secret_bytes(),
                 numbers,
             });
             (*name, anchor)
@@ -357,6 +358,12 @@ async fn put_secret(
     if let Some(present) = present {
         if !is_owned(trust, &present.metadata) {
             return Err(WriteError::NotOwned(object));
+        }
+        // CRLs that don't fit: the last ones that did are better than none.
+        let kept = present.data.as_ref().and_then(|data| data.get(secret_key::CRL));
+        let data = wanted.data.get_or_insert_default();
+        if let Some(crls) = kept.filter(|_| !data.contains_key(secret_key::CRL)) {
+            data.insert(secret_key::CRL.to_owned(), crls.clone());
         }
         // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();

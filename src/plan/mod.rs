@@ -6,6 +6,7 @@ pub mod authority;
 pub mod cel;
 pub mod crl;
 pub mod enforcement;
+pub mod headroom;
 pub mod history;
 pub mod identity;
 pub mod ledger;

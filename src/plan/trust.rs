@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
+use super::headroom::SECRET_LIMIT;
 use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
 use crate::api::trust::{CrlInForce, Reason, TargetReference, TargetStatus};
@@ -67,9 +68,11 @@ pub struct Anchor<'a> {
     pub bundle: &'a str,
     /// SHA-256 over these and the CAs that have a CRL, lower-case hex.
     pub mark: &'a str,
-    /// Their CRLs, PEM.
-    pub crl: &'a str,
-    /// Which these are.
+    /// Their CRLs, PEM; absent when they alone don't fit a Secret.
+    pub crl: Option<&'a str>,
+    /// What certificates and CRLs take, PEM.
+    pub bytes: usize,
+    /// Which CRLs these are.
     pub numbers: &'a [(CaKey, CrlNumber)],
 }
 
@@ -145,18 +148,31 @@ fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
     })
 }
 
+/// Why the CRLs don't fit the Secret of a trust, if they don't.
+pub fn too_large(authorities: &[(&str, Option<Anchor<'_>>)]) -> Option<String> {
+    let anchors = || authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
+    let bytes: usize = anchors().map(|anchor| anchor.bytes).sum();
+    let fits = bytes <= SECRET_LIMIT && anchors().all(|anchor| anchor.crl.is_some());
+    (!fits).then(|| {
+        format!(
+            "spec.authorities: their CA certificates and CRLs take {} KiB, and a Secret holds {} KiB: its {} stays as it is, and expires. See condition CRLFits of the ClientAuthorities, or trust fewer of them here",
+            bytes.div_ceil(1024),
+            SECRET_LIMIT / 1024,
+            secret_key::CRL
+        )
+    })
+}
+
 /// The Secret of a trust: one Opaque Secret that nginx, HAProxy, Envoy and Traefik controllers all
-/// read. While an authority is not ready its clients are missing from it, so that they are refused.
+/// read. While an authority is not ready its clients are missing from it, so that they are refused. CRLs
+/// that don't fit are left out: whoever writes it leaves what stands there.
 pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -> Secret {
-    let join = |part: fn(&Anchor<'_>) -> String| -> String {
-        authorities.iter().filter_map(|(_, anchor)| anchor.as_ref()).map(part).collect()
-    };
-    let mut data = BTreeMap::new();
-    for (key, text) in [
-        (secret_key::CA, join(|anchor| anchor.bundle.to_owned())),
-        (secret_key::CRL, join(|anchor| anchor.crl.to_owned())),
-    ] {
-        data.insert(key.to_owned(), ByteString(text.into_bytes()));
+    let anchors = || authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
+    let bundles: String = anchors().map(|anchor| anchor.bundle).collect();
+    let mut data = BTreeMap::from([(secret_key::CA.to_owned(), ByteString(bundles.into_bytes()))]);
+    if too_large(authorities).is_none() {
+        let crls: String = anchors().filter_map(|anchor| anchor.crl).collect();
+        data.insert(secret_key::CRL.to_owned(), ByteString(crls.into_bytes()));
     }
     // The authority reads these: a new CA signs only when its bundle is everywhere.
     let bundles = authorities.iter().map(|(name, anchor)| {
@@ -216,6 +232,10 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
     }
     let authority_trouble = !unready.is_empty();
     let mut first_reason = None;
+    if let Some(message) = too_large(&world.authorities) {
+        unready.push(message);
+        first_reason = Some(Reason::CRLTooLarge.as_str());
+    }
     let mut targets = Vec::new();
     for (target, outcome) in world.targets.iter().zip(outcomes) {
         let wanted = target_conditions(world, target, outcome);
@@ -259,6 +279,7 @@ pub fn is_gated(target: &TargetStatus) -> bool {
 
 /// The CRL in force of each CA: what the Secret holds, and by what the gate answers where it is asked.
 fn crls_in_force(world: &World<'_>, before: &ClientTrustStatus, gated: bool) -> Vec<CrlInForce> {
+    let in_place = world.secret_in_place && too_large(&world.authorities).is_none();
     let anchors = world.authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
     let mut crls: Vec<CrlInForce> = anchors
         .flat_map(|anchor| anchor.numbers)
@@ -271,7 +292,7 @@ fn crls_in_force(world: &World<'_>, before: &ClientTrustStatus, gated: bool) -> 
                 Served::Known(all) => all.get(key).map(text),
             };
             let crl_number = match known {
-                _ if world.secret_in_place => text(number),
+                _ if in_place => text(number),
                 // What could not be written is not in force.
                 known => known?.crl_number.clone(),
             };
@@ -433,7 +454,7 @@ mod tests {
     }
 
     const ANCHOR: Anchor<'static> =
-        Anchor { bundle: "CA\n", mark: "hash", crl: "CRL\n", numbers: &[] };
+        Anchor { bundle: "CA\n", mark: "hash", crl: Some("CRL\n"), bytes: 7, numbers: &[] };
 
     fn condition<'a>(status: &'a ClientTrustStatus, type_: &str) -> (&'a str, &'a str) {
         let conditions = status.conditions.iter().chain(&status.targets[0].conditions);
@@ -453,6 +474,23 @@ mod tests {
         assert!(is_owned(&trust, &secret.metadata));
         assert_eq!(secret.data.unwrap()["ca.crl"].0, b"CRL\n");
         assert_eq!(secret.metadata.annotations.unwrap()["bundle.countersign.dev/staff"], "hash");
+    }
+
+    #[test]
+    fn crls_that_do_not_fit_are_left_out_and_told() {
+        let trust = trust();
+        let half = Anchor { bytes: SECRET_LIMIT / 2 + 1, ..ANCHOR };
+        let alone = Anchor { bytes: 2 * SECRET_LIMIT, crl: None, ..ANCHOR };
+        for (anchors, fits) in [(vec![half], true), (vec![half, half], false), (vec![alone], false)]
+        {
+            let mut world = world(&trust, None, Some(ingress()), &[]);
+            world.authorities = anchors.into_iter().map(|anchor| ("staff", Some(anchor))).collect();
+            let data = secret(&trust, &world.authorities).data.unwrap();
+            assert_eq!(data.contains_key("ca.crl"), fits);
+            assert!(!data["ca.crt"].0.is_empty());
+            let expected = if fits { ("True", "Programmed") } else { ("False", "CRLTooLarge") };
+            assert_eq!(condition(&status(&world, &[Ok(())]), READY), expected);
+        }
     }
 
     #[test]
