@@ -179,6 +179,7 @@ impl Default for Metrics {
             "revocation_enforced_seconds",
             "Seconds from a CertificateRevocation until every ClientTrust had that CRL in force",
             metrics.revocation_enforced_seconds.clone(),
+        );
         r.register("crl_requests", "Answers of the CRL server", metrics.crl_requests.clone());
         r.register(
             "crl_served_this_update_timestamp_seconds",
