@@ -193,9 +193,9 @@ pub(super) fn find<'a>(world: &'a World<'_>, scope: &Scope<'_>) -> Result<Vec<Fo
 }
 
 /// Why the new certificate is not in place yet; none when it is, or when none will come.
-pub(super) fn awaited(world: &World<'_>, scope: &Scope<'_>, due: &Found<'_>) -> Option<String> {
-    let holder = Some(&*due.issued.holder.uid);
-    let identity = world.identity.filter(|found| found.metadata.uid.as_deref() == holder)?;
+pub(super) fn awaited(world: &World<'_>, scope: &Scope<'_>, found: &Found<'_>) -> Option<String> {
+    let holder = Some(&*found.issued.holder.uid);
+    let identity = world.identity.filter(|identity| identity.metadata.uid.as_deref() == holder)?;
     if identity.metadata.deletion_timestamp.is_some() {
         return None;
     }

@@ -143,8 +143,8 @@ pub fn decide(world: &World<'_>) -> Decision {
     };
     let due: Vec<&Found<'_>> = found.iter().filter(|found| found.revoked.is_none()).collect();
     let late = deadline(world.revocation) <= world.now;
-    let cause = due.first().filter(|_| spec.renew).and_then(|due| awaited(world, &scope, due));
-    if let (Some(cause), false) = (&cause, late) {
+    let cause = found.first().filter(|_| spec.renew).and_then(|one| awaited(world, &scope, one));
+    if let (Some(cause), false, false) = (&cause, late, due.is_empty()) {
         let end = deadline(world.revocation);
         let message = format!(
             "{cause}. {} certificate(s) are revoked once the new one is in place, and at {end} all the same",
@@ -179,7 +179,7 @@ pub fn decide(world: &World<'_>) -> Decision {
     let recorded = match known.filter(|_| record.is_empty()) {
         // Told once: what it says of how it came about can't be seen later.
         Some(known) => known.message.clone(),
-        None => match cause {
+        None => match cause.filter(|_| late) {
             Some(cause) => format!(
                 "{count} certificate(s) recorded as revoked; no new one came within the time of spec.renewTimeout: {cause}"
             ),
@@ -393,12 +393,12 @@ mod tests {
                     recorded.push(record.serial().to_string());
                     self.ledger.apply(record.clone());
                 }
-                if decision.record.is_empty()
-                    && self.revocation.status.as_ref() == Some(&decision.status)
-                {
+                // What was recorded is told by a decision over the ledger as it is then.
+                let status = self.decide().status;
+                if decision.record.is_empty() && self.revocation.status.as_ref() == Some(&status) {
                     return recorded;
                 }
-                self.revocation.status = Some(decision.status);
+                self.revocation.status = Some(status);
             }
             panic!("it does not come to rest: {:?}", self.revocation.status);
         }
