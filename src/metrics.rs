@@ -58,6 +58,17 @@ pub struct GateLabels {
     pub decision: &'static str,
 }
 
+/// No label: a family of one, which is not there in processes that do not set it.
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct NoLabels {}
+
+/// Label of the CRL server's answers.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CrlRequestLabels {
+    /// HTTP status.
+    pub code: u16,
+}
+
 /// All metrics, each made whether this process uses it or not.
 pub struct Metrics {
     registry: Registry,
@@ -93,6 +104,16 @@ pub struct Metrics {
     pub revocation_published_seconds: Histogram,
     /// Seconds from a `CertificateRevocation` until every `ClientTrust` had that CRL in force.
     pub revocation_enforced_seconds: Histogram,
+    /// The CRL server's answers.
+    pub crl_requests: Family<CrlRequestLabels, Counter>,
+    /// thisUpdate of the CRL that this server serves.
+    pub crl_served_this_update: Family<AuthorityLabel, Gauge>,
+    /// nextUpdate of the CRL that this server serves.
+    pub crl_served_next_update: Family<AuthorityLabel, Gauge>,
+    /// CRLs that this server knows from its disk alone.
+    pub crl_served_from_disk: Family<NoLabels, Gauge>,
+    /// When this server last heard from the API server about CRLs.
+    pub crl_watch: Family<NoLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -117,6 +138,11 @@ impl Default for Metrics {
             gate_decisions: Family::default(),
             revocation_published_seconds: long(),
             revocation_enforced_seconds: long(),
+            crl_requests: Family::default(),
+            crl_served_this_update: Family::default(),
+            crl_served_next_update: Family::default(),
+            crl_served_from_disk: Family::default(),
+            crl_watch: Family::default(),
         };
         let r = &mut metrics.registry;
         r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -162,6 +188,27 @@ impl Default for Metrics {
             "revocation_enforced_seconds",
             "Seconds from a CertificateRevocation until every ClientTrust had that CRL in force",
             metrics.revocation_enforced_seconds.clone(),
+        );
+        r.register("crl_requests", "Answers of the CRL server", metrics.crl_requests.clone());
+        r.register(
+            "crl_served_this_update_timestamp_seconds",
+            "thisUpdate of the CRL that this server serves",
+            metrics.crl_served_this_update.clone(),
+        );
+        r.register(
+            "crl_served_next_update_timestamp_seconds",
+            "nextUpdate of the CRL that this server serves; past it the gate refuses every client",
+            metrics.crl_served_next_update.clone(),
+        );
+        r.register(
+            "crl_served_from_disk",
+            "CRLs that this server knows from its disk alone",
+            metrics.crl_served_from_disk.clone(),
+        );
+        r.register(
+            "crl_watch_timestamp_seconds",
+            "When this server last heard from the API server about CRLs, each minute at least",
+            metrics.crl_watch.clone(),
         );
         metrics
     }

@@ -138,6 +138,9 @@ struct ServeArgs {
     /// Where the gate answers.
     #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS")]
     gate_listen: SocketAddr,
+    /// Folder for copies of the last good CRLs: with it a restart while the API server is down serves on.
+    #[arg(long, env = "CRL_CACHE", value_name = "FOLDER")]
+    crl_cache: Option<PathBuf>,
 }
 
 /// Runs the command that the arguments name.
@@ -222,6 +225,7 @@ fn run_server(args: ServeArgs) -> Result<(), String> {
         namespace: args.process.namespace.clone(),
         crl_listen: args.crl_listen,
         gate_listen: args.gate_listen,
+        crl_cache: args.crl_cache,
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {
         let result = serve::run::run(config, clients, metrics, ready, shutdown).await;

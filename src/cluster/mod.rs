@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod client;
+pub mod crls;
 pub mod events;
 pub mod http;
 pub mod leader;

@@ -262,9 +262,9 @@ fn gather<'a>(
         let last_revision = books.values().map(|book| book.last_revision(uid)).max().unwrap_or(0);
         (issued.and_then(|issued| issued.issued_at), last_revision)
     });
-    let renewal = match &found.view {
+    let (renewal, reserved) = match &found.view {
         SecretView::Good(current) => wanted_renewal(context, &Key::of(identity), current),
-        _ => Renewal::Unconcerned,
+        _ => (Renewal::Unconcerned, 0),
     };
     World {
         identity,
@@ -283,7 +283,7 @@ fn gather<'a>(
         to_be_revoked: renewal == Renewal::Wanted,
         issued_at,
         dressed: found.dressed,
-        last_revision,
+        last_revision: last_revision.max(reserved),
         now,
     }
 }
@@ -293,20 +293,26 @@ fn is_revoked(context: &Context, serial: &Serial) -> bool {
     context.ledger.read_all(|books| books.values().any(|book| book.revocation(serial).is_some()))
 }
 
-/// What `CertificateRevocation`s want that are to revoke a certificate once another one is in place.
-fn wanted_renewal(context: &Context, identity: &Key, current: &Current) -> Renewal {
+/// What `CertificateRevocation`s want that are to revoke a certificate once another one is in place, and the
+/// last revision that they concern: the other one has a higher one.
+fn wanted_renewal(context: &Context, identity: &Key, current: &Current) -> (Renewal, u32) {
     let keys = revocation_keys(identity, &current.serial, &current.fingerprint);
     let named: Vec<_> =
         keys.iter().flat_map(|value| context.stores.revocations.find(value)).collect();
     if named.is_empty() {
-        return Renewal::Unconcerned;
+        return (Renewal::Unconcerned, 0);
     }
     let (serial, home) = (&current.serial, &context.namespace);
     let wanted = context.ledger.read_all(|books| {
         let issued = books.values().find_map(|book| book.find(serial))?;
-        named.iter().map(|one| scope::renewal(one, issued, &current.fingerprint, home)).max()
+        let wanted = named.iter().map(|one| {
+            let renewal = scope::renewal(one, issued, &current.fingerprint, home);
+            let concerned = renewal == Renewal::Wanted;
+            (renewal, if concerned { scope::last_revision(one) } else { 0 })
+        });
+        wanted.reduce(|all, one| (all.0.max(one.0), all.1.max(one.1)))
     });
-    wanted.unwrap_or(Renewal::Unconcerned)
+    wanted.unwrap_or((Renewal::Unconcerned, 0))
 }
 
 /// The oldest identity that names a Secret owns it; the name decides between two of one second.
@@ -353,7 +359,7 @@ async fn issue_into(
         let holder = Key::of(identity);
         noted.is_some_and(|noted| {
             !is_revoked(context, &noted.serial)
-                && wanted_renewal(context, &holder, &noted) == Renewal::Unconcerned
+                && wanted_renewal(context, &holder, &noted).0 == Renewal::Unconcerned
         })
     });
     let key = private_key(&issuance.key, kept).await;

@@ -163,6 +163,12 @@ pub fn reaches(namespace: &str, home: &str, issued: &Issued) -> bool {
     namespace == home || &*issued.holder.namespace == namespace
 }
 
+/// The last revision of its identity that a request concerns; 0 when it names none.
+pub fn last_revision(revocation: &CertificateRevocation) -> u32 {
+    let revisions = revocation.status.as_ref().and_then(|status| status.revisions);
+    revisions.and_then(|range| range.last.try_into().ok()).unwrap_or(0)
+}
+
 /// What a request with `spec.renew` wants of the identity that holds a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Renewal {

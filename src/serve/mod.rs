@@ -1,8 +1,14 @@
 //! What is served over HTTP: health and metrics by every process; CRLs and the gate by the server.
 
+mod conditional;
+mod copies;
 pub mod crl;
+mod document;
 pub mod gate;
 pub mod health;
+mod intake;
+pub mod listener;
+pub mod published;
 pub mod run;
 pub mod view;
 

@@ -1,24 +1,30 @@
-//! The server process: watches the published CRLs, serves them, and answers the gate's questions.
+//! The server process: takes in the published CRLs, serves them, and answers the gate's questions. It works
+//! on without the API server: by what is in memory, and after a restart by the copies on the disk.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
-use kube::runtime::watcher;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tracing::info;
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{info, warn};
 
+use super::copies::Copies;
 use super::gate::{self, Gate};
 use super::health::until;
+use super::intake::Intake;
+use super::listener;
 use super::view::View;
-use crate::api::label;
-use crate::cluster::Key;
 use crate::cluster::client::Clients;
-use crate::cluster::store::Store;
+use crate::cluster::crls;
 use crate::metrics::Metrics;
+
+/// A copy that could not be written is tried again after this time.
+const COPY_RETRY: Duration = Duration::from_secs(30);
 
 /// How the server is run.
 #[derive(Clone, Debug)]
@@ -29,6 +35,8 @@ pub struct Config {
     pub crl_listen: SocketAddr,
     /// Where the gate answers, plain HTTP.
     pub gate_listen: SocketAddr,
+    /// Folder for copies of the last good CRLs.
+    pub crl_cache: Option<PathBuf>,
 }
 
 /// Why the server ended.
@@ -36,13 +44,17 @@ pub struct Config {
 pub enum RunError {
     /// The address is taken, or not ours.
     #[error("failed to listen on {0}")]
-    Listen(SocketAddr, #[source] std::io::Error),
+    Listen(SocketAddr, #[source] io::Error),
+    /// The folder for copies can't be used.
+    #[error("--crl-cache: failed to use {0}")]
+    Cache(PathBuf, #[source] io::Error),
     /// A listener broke.
     #[error("failed to serve")]
-    Serve(#[from] std::io::Error),
+    Serve(#[from] io::Error),
 }
 
-/// Serves until `shutdown` is true. `ready` turns true when every published CRL is in memory.
+/// Serves until `shutdown` is true. `ready` turns true when every published CRL is in memory, or at once
+/// with a copy that has not expired.
 pub async fn run(
     config: Config,
     clients: Clients,
@@ -57,30 +69,54 @@ pub async fn run(
     let gate_listener = bind(config.gate_listen).await?;
 
     let view = Arc::new(ArcSwap::from_pointee(View::default()));
-    let store: Store<ConfigMap> = Store::default();
-    let api = Api::namespaced(clients.watch, &config.namespace);
-    let selector = format!("{},{}=crl", label::SELECTOR, label::COMPONENT);
-    let changed = {
-        let (view, store) = (view.clone(), store.clone());
-        move |key: &Key, previous: Option<&ConfigMap>| match (store.get(key), previous) {
-            (Some(now), _) => view.store(Arc::new(view.load().with(&now))),
-            (None, Some(gone)) => view.store(Arc::new(view.load().without(gone))),
-            (None, None) => {}
-        }
-    };
-    let config = watcher::Config::default().labels(&selector);
-    let watching = tokio::spawn(store.watch(api, config, |_| {}, changed));
-    tokio::spawn(async move {
-        store.ready().await;
-        info!("every published CRL is in memory");
-        ready.send_replace(true);
-    });
+    let changed = Arc::new(Notify::new());
+    if let Some(folder) = config.crl_cache {
+        let copies = open(&folder).map_err(|error| RunError::Cache(folder, error))?;
+        let (copies, found) = copies;
+        let now = Timestamp::now();
+        let valid = found.all().filter(|one| one.next_update > now).count();
+        info!(copies = found.all().count(), valid, "read the copies of the last good CRLs");
+        ready.send_replace(valid > 0);
+        view.store(Arc::new(found));
+        tokio::spawn(keep_copies(copies, view.clone(), changed.clone()));
+    }
 
-    let crl = axum::serve(crl_listener, super::crl::router(view.clone()))
-        .with_graceful_shutdown(until(shutdown.clone()));
-    let gate = axum::serve(gate_listener, gate::router(Gate { view, metrics }))
-        .with_graceful_shutdown(until(shutdown));
-    tokio::try_join!(async { crl.await }, async { gate.await })?;
+    let (seen, events) = mpsc::channel(16);
+    let watching = tokio::spawn(crls::watch(clients.clone(), config.namespace.clone(), seen));
+    let intake = Intake::new(view.clone(), metrics.clone(), clients, &config.namespace, changed);
+    let taking_in = tokio::spawn(intake.run(events, ready));
+
+    let gate = gate::router(Gate { view: view.clone(), metrics: metrics.clone() });
+    let gate = axum::serve(gate_listener, gate).with_graceful_shutdown(until(shutdown.clone()));
+    let crl = listener::serve(crl_listener, view, metrics, shutdown);
+    let (served, ()) = tokio::join!(async { gate.await }, crl);
     watching.abort();
-    Ok(())
+    taking_in.abort();
+    Ok(served?)
+}
+
+fn open(folder: &std::path::Path) -> io::Result<(Copies, View)> {
+    let mut copies = Copies::open(folder)?;
+    let view = copies.read()?;
+    Ok((copies, view))
+}
+
+/// Writes a copy of what changed. A disk that hangs or is full holds nothing else up.
+async fn keep_copies(mut copies: Copies, view: Arc<ArcSwap<View>>, changed: Arc<Notify>) {
+    loop {
+        changed.notified().await;
+        loop {
+            let view = view.load_full();
+            let work = tokio::task::spawn_blocking(move || {
+                let result = copies.keep(&view);
+                (copies, result)
+            });
+            // A panic of the writer is one of the process; and at its end nobody waits.
+            let Ok((back, result)) = work.await else { return };
+            copies = back;
+            let Err(error) = result else { break };
+            warn!(%error, "the copies of CRLs are not up to date, it will be retried");
+            tokio::time::sleep(COPY_RETRY).await;
+        }
+    }
 }

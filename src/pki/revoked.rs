@@ -1,0 +1,330 @@
+//! A CRL as whoever serves it and asks it needs it: signed by its CA, with an index of the revoked serials
+//! in its own bytes, four octets an entry.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use x509_parser::der_parser::asn1_rs::BitString;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::AlgorithmIdentifier;
+
+use super::Serial;
+use super::crl::{CrlError, CrlNumber};
+use super::der::{self, BIT_STRING, GENERALIZED_TIME, INTEGER, SEQUENCE, UTC_TIME};
+use super::public_key::verify_signature;
+
+/// A CRL whose signature is its CA's.
+#[derive(Clone)]
+pub struct SignedCrl {
+    /// The CRL, DER.
+    pub der: Bytes,
+    /// Its number.
+    pub number: CrlNumber,
+    /// When it was made.
+    pub this_update: Timestamp,
+    /// When it expires.
+    pub next_update: Timestamp,
+    /// Issuer Name, DER: the CA's subject.
+    pub issuer_der: Vec<u8>,
+    /// Authority key identifier: the CA's subject key identifier.
+    pub authority_key_id: Vec<u8>,
+    /// The revoked serials.
+    pub revoked: Revoked,
+    /// Does it speak of every certificate of the CA? A delta, or a CRL of another scope, has a critical
+    /// extension that says what it lacks (RFC 5280 sections 5.2.4 and 5.2.5).
+    pub is_complete: bool,
+}
+
+/// The revoked serials of a CRL. A set of a million takes 4 MB beside the CRL itself, which is in memory
+/// anyway; as a hash set it would take 46 MB.
+#[derive(Clone)]
+pub struct Revoked {
+    // The entries, within the CRL.
+    entries: Bytes,
+    // Where each serial stands in them, in the order of the serials.
+    offsets: Box<[u32]>,
+}
+
+impl Revoked {
+    /// Is the certificate with this serial revoked?
+    pub fn contains(&self, serial: &Serial) -> bool {
+        let at =
+            |offset: &u32| serial_at(&self.entries, *offset).expect("every entry was read before");
+        self.offsets.binary_search_by(|offset| at(offset).cmp(serial)).is_ok()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.offsets.is_empty()
+    }
+}
+
+/// Reads a CRL (RFC 5280 section 5.1) and checks that this CA signed it.
+pub fn read_signed(der: Bytes, ca: &[u8]) -> Result<SignedCrl, CrlError> {
+    let unusable = CrlError::Unusable;
+    let (_, ca) =
+        X509Certificate::from_der(ca).map_err(|_| unusable("the CA certificate can't be read"))?;
+    let [tbs, algorithm, signature] =
+        der::parts(&der, SEQUENCE).ok_or(unusable("not DER of a CertificateList"))?;
+    check_signature(&ca, tbs, algorithm, signature)?;
+
+    let mut fields = der::Values(der::read(tbs, SEQUENCE).expect("its length was read"));
+    let mut field = |what| fields.next().ok_or(unusable(what));
+    if der::read(field("no version")?, INTEGER) != Some(&[1]) {
+        return Err(unusable("not version 2"));
+    }
+    if field("no signature algorithm")? != algorithm {
+        return Err(unusable("two signature algorithms"));
+    }
+    let issuer = field("no issuer")?;
+    if issuer != ca.subject().as_raw() {
+        return Err(unusable("another issuer than the CA"));
+    }
+    let this_update = time(field("no thisUpdate")?).ok_or(unusable("thisUpdate is no time"))?;
+    let next_update = time(field("no nextUpdate")?).ok_or(unusable("nextUpdate is no time"))?;
+    let mut entries = &[][..];
+    let mut rest = field("no extensions")?;
+    if let Some(list) = der::read(rest, SEQUENCE) {
+        entries = list;
+        rest = field("no extensions")?;
+    }
+    let extensions = der::read(rest, 0xa0).ok_or(unusable("no extensions"))?;
+    if !fields.0.is_empty() {
+        return Err(unusable("bytes after the extensions"));
+    }
+    let Extensions { number, authority_key_id, is_complete } = read_extensions(extensions)?;
+    let key_id = ca.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+        _ => None,
+    });
+    if key_id.is_some_and(|id| id != authority_key_id) {
+        return Err(unusable("another authority key identifier than the CA's"));
+    }
+    let offsets = index(entries)?;
+    Ok(SignedCrl {
+        number,
+        this_update,
+        next_update,
+        issuer_der: issuer.to_vec(),
+        authority_key_id,
+        revoked: Revoked { entries: der.slice_ref(entries), offsets },
+        is_complete,
+        der,
+    })
+}
+
+fn check_signature(
+    ca: &X509Certificate<'_>,
+    tbs: &[u8],
+    algorithm: &[u8],
+    signature: &[u8],
+) -> Result<(), CrlError> {
+    let (_, algorithm) =
+        AlgorithmIdentifier::from_der(algorithm).map_err(|_| CrlError::Signature)?;
+    // RFC 5280 section 5.1.1.3: a BIT STRING; the first octet counts unused bits.
+    let Some([0, bits @ ..]) = der::read(signature, BIT_STRING) else {
+        return Err(CrlError::Signature);
+    };
+    verify_signature(ca.public_key(), &algorithm, &BitString::new(0, bits), tbs)
+        .map_err(|_| CrlError::Signature)
+}
+
+fn time(value: &[u8]) -> Option<Timestamp> {
+    if ![UTC_TIME, GENERALIZED_TIME].contains(value.first()?) {
+        return None;
+    }
+    let (rest, time) = ASN1Time::from_der(value).ok()?;
+    if rest.is_empty() { Timestamp::from_second(time.timestamp()).ok() } else { None }
+}
+
+struct Extensions {
+    number: CrlNumber,
+    authority_key_id: Vec<u8>,
+    is_complete: bool,
+}
+
+fn read_extensions(list: &[u8]) -> Result<Extensions, CrlError> {
+    let unusable = CrlError::Unusable;
+    let (mut number, mut authority_key_id, mut is_complete) = (None, Vec::new(), true);
+    for extension in der::Values(der::read(list, SEQUENCE).ok_or(unusable("no extensions"))?) {
+        let (_, extension) = X509Extension::from_der(extension)
+            .map_err(|_| unusable("an extension can't be read"))?;
+        is_complete &= !extension.critical;
+        match extension.parsed_extension() {
+            ParsedExtension::CRLNumber(value) => number = u128::try_from(value).ok(),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                authority_key_id =
+                    id.key_identifier.as_ref().map_or(Vec::new(), |id| id.0.to_vec());
+            }
+            _ => {}
+        }
+    }
+    let number = CrlNumber(number.ok_or(unusable("no CRL number"))?);
+    Ok(Extensions { number, authority_key_id, is_complete })
+}
+
+/// Where the serial of each entry stands, in the order of the serials.
+fn index(entries: &[u8]) -> Result<Box<[u32]>, CrlError> {
+    let unusable = CrlError::Unusable;
+    if u32::try_from(entries.len()).is_err() {
+        return Err(unusable("longer than 4 GiB"));
+    }
+    // An entry of ours with a serial of 16 octets has 35, or 49 with a reason.
+    let mut offsets = Vec::with_capacity(entries.len() / 35 + 1);
+    let mut values = der::Values(entries);
+    let mut at = 0;
+    while let Some(entry) = values.next() {
+        let content = der::read(entry, SEQUENCE).ok_or(unusable("an entry is no SEQUENCE"))?;
+        let offset = (at + entry.len() - content.len()) as u32;
+        serial_at(entries, offset).ok_or(unusable("a serial number is not positive"))?;
+        offsets.push(offset);
+        at += entry.len();
+    }
+    if !values.0.is_empty() {
+        return Err(unusable("an entry can't be read"));
+    }
+    let serial = |offset: &u32| serial_at(entries, *offset).expect("read above");
+    if !offsets.is_sorted_by_key(serial) {
+        offsets.sort_unstable_by_key(serial);
+    }
+    Ok(offsets.into_boxed_slice())
+}
+
+/// The serial whose INTEGER begins there.
+fn serial_at(entries: &[u8], offset: u32) -> Option<Serial> {
+    let value = der::Values(&entries[offset as usize..]).next()?;
+    let digits = der::read(value, INTEGER)?;
+    // A set top bit is a negative number.
+    let positive = digits.first().is_some_and(|first| first & 0x80 == 0);
+    positive.then(|| Serial::from_be_bytes(digits).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pki::CertificateAuthority;
+    use crate::pki::KeyType;
+    use crate::pki::authority::tests::{instant, sample, sample_of};
+    use crate::pki::crl::{self, Entry};
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    fn signed(ca: &CertificateAuthority, serials: &[Serial]) -> Bytes {
+        let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2051-01-01T00:00:00Z"));
+        let entry = |serial: &Serial| Entry { serial: *serial, revoked_at: this, reason: Some(1) };
+        let entries: Vec<Entry> = serials.iter().map(entry).collect();
+        crl::sign(ca, CrlNumber(7), this, next, &entries).unwrap().into()
+    }
+
+    fn serials(count: usize) -> Vec<Serial> {
+        let mut serials: Vec<Serial> = (0..count).map(|_| Serial::random()).collect();
+        serials.sort_unstable();
+        serials
+    }
+
+    #[test]
+    fn it_says_what_the_other_reader_says() {
+        let ca = sample();
+        for count in [0, 1, 7, 3000] {
+            let mut serials = serials(count);
+            // Of another length, as foreign CAs have them.
+            serials.splice(0..0, (count > 0).then(|| "0aff".parse().unwrap()));
+            let der = signed(&ca, &serials);
+            let read = read_signed(der.clone(), ca.certificate()).unwrap();
+            let facts = crl::read(&der).unwrap();
+            assert_eq!(
+                (read.number, read.this_update, read.next_update),
+                (facts.number, facts.this_update, facts.next_update)
+            );
+            assert_eq!(
+                (read.issuer_der, read.authority_key_id),
+                (facts.issuer_der, facts.authority_key_id)
+            );
+            assert_eq!(read.revoked.len(), facts.serials.len());
+            assert_eq!(read.revoked.is_empty(), count == 0);
+            assert!(facts.serials.iter().all(|serial| read.revoked.contains(serial)));
+            assert!(!(0..100).any(|_| read.revoked.contains(&Serial::random())));
+        }
+    }
+
+    #[test]
+    fn entries_in_any_order_are_found() {
+        let ca = sample();
+        let mut serials = serials(50);
+        serials.reverse();
+        let read = read_signed(signed(&ca, &serials), ca.certificate()).unwrap();
+        assert!(serials.iter().all(|serial| read.revoked.contains(serial)));
+    }
+
+    #[test]
+    fn every_type_of_key_is_checked() {
+        for key_type in KeyType::ALL {
+            let ca = sample_of(key_type);
+            let mut der = signed(&ca, &serials(2)).to_vec();
+            assert!(read_signed(der.clone().into(), ca.certificate()).is_ok(), "{key_type:?}");
+            *der.last_mut().unwrap() ^= 1;
+            let refused = read_signed(der.into(), ca.certificate());
+            assert!(matches!(refused, Err(CrlError::Signature)), "{key_type:?}");
+        }
+    }
+
+    #[test]
+    fn not_one_changed_octet_is_taken() {
+        let ca = sample();
+        let der = signed(&ca, &serials(2));
+        for at in 0..der.len() {
+            let mut changed = der.to_vec();
+            changed[at] ^= 1;
+            assert!(read_signed(changed.into(), ca.certificate()).is_err(), "octet {at}");
+        }
+        for end in 0..der.len() {
+            assert!(read_signed(der.slice(..end), ca.certificate()).is_err(), "{end} octets");
+        }
+        assert!(read_signed([&der[..], &[0]].concat().into(), ca.certificate()).is_err());
+    }
+
+    #[test]
+    fn a_crl_of_a_scope_of_its_own_is_told_from_a_complete_one() {
+        let ca = sample();
+        let whole = signed(&ca, &[]);
+        let [tbs, ..] = der::parts::<3>(&whole, SEQUENCE).unwrap();
+        let fields: Vec<&[u8]> = der::Values(der::read(tbs, SEQUENCE).unwrap()).collect();
+        let (extensions, before) = fields.split_last().unwrap();
+        let list = der::read(der::read(extensions, 0xa0).unwrap(), SEQUENCE).unwrap();
+        // deltaCRLIndicator (RFC 5280 section 5.2.4): critical, base CRL number 1.
+        let delta = [
+            &der::tlv(der::OID, &[0x55, 0x1d, 0x1b])[..],
+            &[1, 1, 0xff],
+            &der::tlv(der::OCTET_STRING, &[2, 1, 1]),
+        ];
+        let list = [list, &der::tlv(SEQUENCE, &delta.concat())].concat();
+        let extensions = der::tlv(0xa0, &der::tlv(SEQUENCE, &list));
+        let body = [&before.concat()[..], &extensions].concat();
+        let der = crate::pki::encode::signed(der::tlv(SEQUENCE, &body), ca.signer()).unwrap();
+        assert!(read_signed(whole, ca.certificate()).unwrap().is_complete);
+        assert!(!read_signed(der.into(), ca.certificate()).unwrap().is_complete);
+    }
+
+    #[test]
+    fn another_cas_crl_is_refused() {
+        let (ca, other) = (sample(), sample());
+        let refused = read_signed(signed(&ca, &serials(2)), other.certificate());
+        assert!(matches!(refused, Err(CrlError::Signature)));
+    }
+
+    static CA: LazyLock<CertificateAuthority> = LazyLock::new(sample);
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = index(&bytes);
+            let _ = read_signed(bytes.into(), CA.certificate());
+        }
+    }
+}
