@@ -58,9 +58,14 @@ impl Operator {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Ends it without warning.
+    /// Has it not ended yet?
+    pub fn is_running(&mut self) -> bool {
+        self.process.0.try_wait().expect("a child").is_none()
+    }
+
+    /// Ends it without warning, if it has not ended yet.
     pub fn kill(mut self) {
-        self.process.0.kill().expect("it runs");
+        self.process.0.kill().expect("a child");
         self.process.0.wait().expect("it ends");
     }
 
