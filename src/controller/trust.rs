@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::IngressClass;
 use kube::{Api, ResourceExt};
@@ -19,7 +20,8 @@ use crate::api::{ClientTrust, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
-use crate::plan::trust::{Anchor, Target, World, is_owned, plan, secret, status};
+use crate::pki::crl_bundle;
+use crate::plan::trust::{Anchor, Target, World, is_owned, plan, secret, secret_key, status};
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "trust";
@@ -316,6 +318,7 @@ async fn put_secret(
         if !is_owned(trust, &present.metadata) {
             return Err(WriteError::NotOwned(object));
         }
+        keep_later_crls(context, trust, &mut wanted, &present);
         // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();
         labels.extend(wanted.metadata.labels.take().unwrap_or_default());
@@ -333,6 +336,26 @@ async fn put_secret(
         wanted.metadata.resource_version = present.resource_version();
     }
     write(&context.client, &wanted).await.map(|_| ())
+}
+
+/// This process may not have seen the newest CRL yet, which another leader, or an earlier process, put
+/// into the Secret: it stays.
+fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, present: &Secret) {
+    let crls = |secret: &Secret| secret.data.as_ref()?.get(secret_key::CRL).cloned();
+    let (Some(ours), Some(in_service)) = (crls(wanted), crls(present)) else { return };
+    if ours == in_service {
+        return;
+    }
+    let authorities = trust.spec.authorities.iter();
+    let signing: Vec<_> =
+        authorities.filter_map(|authority| context.signing(&authority.name)).collect();
+    let generations = signing.iter().flat_map(|signing| &signing.generations);
+    let cas: Vec<_> = generations.map(|one| &*one.ca).collect();
+    let kept = crl_bundle::keep_later(&ours.0, &in_service.0, &cas, Timestamp::now());
+    if kept != ours.0 {
+        info!("the Secret holds a later CRL than was seen here; it stays");
+        wanted.data.get_or_insert_default().insert(secret_key::CRL.to_owned(), ByteString(kept));
+    }
 }
 
 async fn put_objects(
