@@ -6,12 +6,15 @@
 
 #![allow(missing_docs)]
 
+mod sabotage;
 mod support;
+mod workload;
 mod world;
 
 use std::time::{Duration, Instant};
 
 use support::proxy::Fault;
+use workload::Workload;
 use world::{Ending, Step, World};
 
 /// As many control planes, each with an operator of its own, share the campaign: most of it is waiting.
@@ -105,23 +108,38 @@ async fn campaign(rounds: Vec<Round>) -> (Vec<Fault>, usize) {
         println!("{:5} ms {round:?}", started.elapsed().as_millis());
         world.observer.assert_good();
     }
-    world.proxy.disarm();
+    world.disarm();
     world.conclude().await;
-    let met = world.proxy.met().into_iter().map(|(fault, _)| fault).collect();
+    let met = world.proxies[0].met().into_iter().map(|(fault, _)| fault).collect();
     (met, world.observer.versions())
 }
 
 async fn play(world: &World, name: &str, round: &Round) {
-    let before = world.proxy.met().len();
+    let before = world.proxies[0].met().len();
     let (step, ending) = (round.step, round.ending);
-    world.proxy.arm(move |write| step.is(write), step.skipped(), &round.faults);
+    world.proxies[0].arm(move |write| step.is(write), step.skipped(), &round.faults);
     let ended = world.end(name, ending).await;
     world
         .until(&format!("{round:?}: the write of {name} comes"), || async {
-            (world.proxy.met().len() > before).then_some(())
+            (world.proxies[0].met().len() > before).then_some(())
         })
         .await;
     // A write that was carried out does not come again: not every row is used up.
     world.ended(name, &ended, &format!("{round:?}")).await;
-    world.proxy.disarm();
+    world.disarm();
+}
+
+/// For `SOAK_SECONDS`; `make soak` runs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "long; `make soak` runs it"]
+async fn soak() {
+    let seconds = std::env::var("SOAK_SECONDS").map_or(Ok(600), |text| text.parse());
+    let duration = Duration::from_secs(seconds.expect("SOAK_SECONDS is a number"));
+    let seed = world::seed();
+    println!("SEED={seed}");
+    let world = World::start().await;
+    let workload = Workload { duration, clients: 12, kill_every: 10.0, fault: 0.1 };
+    let done = workload::run(&world, &workload, seed).await;
+    world.conclude().await;
+    println!("{done}; {} versions of CRLs judged", world.observer.versions());
 }

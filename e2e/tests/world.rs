@@ -2,13 +2,14 @@
 //! what must be true in the end. A part of the tests in `faults.rs`.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use countersign::api::condition::{PUBLISHED, READY, is_true};
 use countersign::api::{
     CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust, annotation,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt};
@@ -123,12 +124,14 @@ pub fn seed() -> u64 {
 pub struct World {
     pub plane: ControlPlane,
     pub client: Client,
-    pub proxy: Proxy,
+    pub proxies: Vec<Proxy>,
     pub observer: Observer,
     pub namespace: String,
     pub identities: Api<ClientIdentity>,
     pub secrets: Api<Secret>,
     pub revocations: Api<CertificateRevocation>,
+    /// By so many seconds the operator's clock is ahead.
+    pub ahead: AtomicI64,
     /// Serials that must stand in ledger and CRL in the end.
     doomed: Mutex<Vec<Hex>>,
 }
@@ -136,6 +139,12 @@ pub struct World {
 impl World {
     /// Starts everything, and waits until the authority is ready.
     pub async fn start() -> Self {
+        Self::start_with(&[("controller", &[])], &[]).await
+    }
+
+    /// The same with these replicas of the operator, each with its name and further arguments; all in
+    /// this environment.
+    pub async fn start_with(replicas: &[(&str, &[&str])], environment: &[(&str, String)]) -> Self {
         let plane = ControlPlane::start().await;
         plane.install_crds().await;
         let client = plane.client().await;
@@ -144,19 +153,23 @@ impl World {
             create(&namespaces, &format!("metadata: {{name: {name}}}")).await;
         }
         let observer = Observer::start(&client).await;
-        let proxy = Proxy::new(&plane, "controller", &[]).await;
+        let mut proxies = Vec::new();
+        for (replica, arguments) in replicas {
+            proxies.push(Proxy::new(&plane, replica, arguments, environment).await);
+        }
         let world = Self {
             identities: Api::namespaced(client.clone(), "team"),
             secrets: Api::namespaced(client.clone(), "team"),
             revocations: Api::namespaced(client.clone(), "team"),
             namespace: "team".to_owned(),
+            ahead: AtomicI64::new(0),
             doomed: Mutex::default(),
             plane,
             client,
-            proxy,
+            proxies,
             observer,
         };
-        world.proxy.keep_running(&world.plane);
+        world.keep_running();
         let authorities: Api<ClientAuthority> = Api::all(world.client.clone());
         create(
             &authorities,
@@ -175,6 +188,21 @@ impl World {
         world
     }
 
+    /// Starts every operator that does not run.
+    pub fn keep_running(&self) {
+        self.proxies.iter().for_each(|proxy| proxy.keep_running(&self.plane));
+    }
+
+    /// From now on no write meets a fault.
+    pub fn disarm(&self) {
+        self.proxies.iter().for_each(Proxy::disarm);
+    }
+
+    /// Begins to observe from what stands there now: the server was put back to an older state.
+    pub async fn observe_anew(&mut self) {
+        self.observer = Observer::start(&self.client).await;
+    }
+
     /// Creates an identity.
     pub async fn declare(&self, name: &str, more: &str) {
         let yaml = format!(
@@ -190,6 +218,12 @@ impl World {
         self.serial(name).await.expect("a Secret")
     }
 
+    /// Does an identity have its certificate?
+    pub async fn is_issued(&self, name: &str) -> Option<()> {
+        let status = self.identities.get(name).await.ok()?.status?;
+        is_true(&status.conditions, READY).then_some(())
+    }
+
     /// The serial in the Secret of an identity.
     pub async fn serial(&self, name: &str) -> Option<Hex> {
         let secret = self.secrets.get_opt(&format!("{name}-tls")).await.expect("an answer");
@@ -199,7 +233,12 @@ impl World {
     /// Ends the certificate of an identity in this way; the serials that are revoked by it.
     pub async fn end(&self, name: &str, ending: Ending) -> Ended {
         let serial = self.serial(name).await.expect("a Secret");
-        self.doomed.lock().expect("nobody panics").push(serial.clone());
+        let mut doomed = vec![serial.clone()];
+        // With the identity go its earlier certificates.
+        if matches!(ending, Ending::Revoked | Ending::Deleted) {
+            doomed.extend(self.observer.visible_in(&format!("{}/{name}-tls", self.namespace)));
+        }
+        self.doomed.lock().expect("nobody panics").extend(doomed);
         match ending {
             Ending::Revoked => self.revoke(name, &format!("identityRef: {{name: {name}}}")).await,
             Ending::Replaced => self.revoke(name, &format!("serialNumber: \"{serial}\"")).await,
@@ -218,11 +257,23 @@ impl World {
         create(&self.revocations, &yaml).await;
     }
 
-    /// Asks for a new certificate, as `countersign renew` does.
+    /// Asks for a new certificate, as `countersign renew` does on the operator's clock: a time of its
+    /// future is a request for then.
     pub async fn renew(&self, name: &str) {
-        let now = Timestamp::now().to_string();
-        let annotations = json!({annotation::RENEW_REQUESTED_AT: now});
+        let ahead = SignedDuration::from_secs(self.ahead.load(Ordering::Relaxed));
+        let annotations =
+            json!({annotation::RENEW_REQUESTED_AT: (Timestamp::now() + ahead).to_string()});
         patch(&self.identities, name, json!({"metadata": {"annotations": annotations}})).await;
+    }
+
+    /// Asks for a new certificate and waits for it.
+    pub async fn renewed(&self, name: &str) {
+        let before = self.serial(name).await;
+        self.renew(name).await;
+        self.until(&format!("{name} is renewed"), || async {
+            (self.serial(name).await != before).then_some(())
+        })
+        .await;
     }
 
     /// Waits until the certificate is refused everywhere, and its successor is there if it has one.
@@ -269,7 +320,7 @@ impl World {
     {
         let started = Instant::now();
         loop {
-            self.proxy.keep_running(&self.plane);
+            self.keep_running();
             if let Some(answer) = ask().await {
                 return answer;
             }
@@ -283,9 +334,12 @@ impl World {
     /// holds a certificate that is not revoked, and a steady cluster sees no write, also right after a
     /// restart.
     pub async fn conclude(&self) {
-        self.steady().await;
-        self.proxy.kill();
-        self.proxy.keep_running(&self.plane);
+        // Of two leaders each counts what it has seen of the ledger: they agree when they start anew.
+        if self.proxies.len() == 1 {
+            self.steady().await;
+        }
+        self.proxies.iter().for_each(Proxy::kill);
+        self.keep_running();
         self.steady().await;
         self.observer.conclude().await;
         let crl = self.observer.crl(CRL).expect("a CRL");
@@ -329,12 +383,12 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.proxy.log(&self.plane);
-            let lines: Vec<_> = log.lines().collect();
-            println!(
-                "the operator's log ends:\n{}",
-                lines[lines.len().saturating_sub(80)..].join("\n")
-            );
+            for proxy in &self.proxies {
+                let log = proxy.log(&self.plane);
+                let lines: Vec<_> = log.lines().collect();
+                let last = lines[lines.len().saturating_sub(80)..].join("\n");
+                println!("the operator's log ends:\n{last}");
+            }
         }
     }
 }

@@ -101,13 +101,8 @@ impl ControlPlane {
                 "--audit-log-mode=blocking".to_owned(),
             ],
         );
-        let mut plane = Self {
-            url: format!("https://127.0.0.1:{port}"),
-            ca_pem,
-            folder,
-            apiserver,
-            etcd,
-        };
+        let mut plane =
+            Self { url: format!("https://127.0.0.1:{port}"), ca_pem, folder, apiserver, etcd };
         plane.resume().await;
         plane
     }

@@ -55,6 +55,8 @@ struct State {
     wrong: Vec<String>,
     /// The operator's clock is wrong: a thisUpdate may lie in the future, or fall.
     clock_is_wrong: bool,
+    /// What stood there when the observer came is older than everything that it saw.
+    baseline: bool,
     /// The newest resourceVersion of each watch.
     seen: HashMap<&'static str, u64>,
     folder: Option<TempDir>,
@@ -87,10 +89,12 @@ impl Observer {
     pub async fn start(client: &Client) -> Self {
         let state = Arc::new(Mutex::new(State {
             folder: Some(TempDir::new().expect("a folder")),
+            baseline: true,
             ..State::default()
         }));
         let mut observer = Self { client: client.clone(), state, watches: JoinSet::new() };
         observer.watch().await;
+        observer.lock().baseline = false;
         observer
     }
 
@@ -136,6 +140,13 @@ impl Observer {
     /// Did this certificate ever stand in the Secret of an identity?
     pub fn was_visible(&self, serial: &str) -> bool {
         self.lock().visible.iter().any(|(_, _, visible)| visible == serial)
+    }
+
+    /// The certificates that ever stood in this Secret (`namespace/name`).
+    pub fn visible_in(&self, secret: &str) -> Vec<Hex> {
+        let state = self.lock();
+        let visible = state.visible.iter().filter(|(_, name, _)| name == secret);
+        visible.map(|(_, _, serial)| serial.clone()).collect()
     }
 
     /// How many versions of CRLs were published.
@@ -233,6 +244,11 @@ async fn follow<K>(
 }
 
 impl State {
+    /// Since when something stands there that is first seen in this version.
+    fn since(&self, version: u64) -> u64 {
+        if self.baseline { 0 } else { version }
+    }
+
     fn config_map(&mut self, object: &ConfigMap, gone: bool) {
         let component = object.labels().get("countersign.dev/component").map(String::as_str);
         match component {
@@ -256,11 +272,12 @@ impl State {
         };
         let Some(crl) = self.read(version, &name, &der.0, ca) else { return };
         self.versions += 1;
+        let since = self.since(version);
         for serial in &crl.serials {
-            self.listed.entry(serial.clone()).or_insert(version);
+            self.listed.entry(serial.clone()).or_insert(since);
         }
         let is_new = !self.published.contains_key(&der.0);
-        self.published.entry(der.0.clone()).or_insert(version);
+        self.published.entry(der.0.clone()).or_insert(since);
         self.follows(version, format!("ConfigMap {name}"), crl, is_new);
     }
 
@@ -296,6 +313,7 @@ impl State {
 
     fn segment(&mut self, object: &ConfigMap, gone: bool) {
         let (name, version) = (object.name_any(), version(object));
+        let since = self.since(version);
         let data = object.binary_data.as_ref().and_then(|data| data.get("records"));
         let records = data.map(|data| Record::decode_all(&data.0).expect("records"));
         let mut revoked = HashSet::new();
@@ -303,11 +321,11 @@ impl State {
             let serial = record.serial().to_string();
             match record {
                 Record::Revoked(_) => {
-                    self.revoked.entry(serial.clone()).or_insert(version);
+                    self.revoked.entry(serial.clone()).or_insert(since);
                     revoked.insert(serial);
                 }
                 Record::Issued(_) => {
-                    self.issued.entry(serial).or_insert(version);
+                    self.issued.entry(serial).or_insert(since);
                 }
                 #[allow(unreachable_patterns)]
                 _ => {}
@@ -388,7 +406,10 @@ impl State {
             for (version, name, serials) in told {
                 for serial in serials {
                     if place.get(serial).is_none_or(|done| done > version) {
-                        wrong.push(format!("{version}: {name} says {what}, {serial} is not"));
+                        let since = place.get(serial);
+                        wrong.push(format!(
+                            "{version}: {name} says {what}; {serial} is so since {since:?}"
+                        ));
                     }
                 }
             }

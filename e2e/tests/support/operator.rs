@@ -37,8 +37,12 @@ impl Operator {
         let log = plane.folder().join(format!("{replica}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let [health_port] = free_ports();
-        let child = Command::new(binary())
-            .args(["controller", "--replica", replica, "--lease-seconds", "6"])
+        let mut command = Command::new(binary());
+        command.args(["controller", "--replica", replica]);
+        if !arguments.contains(&"--lease-seconds") {
+            command.args(["--lease-seconds", "6"]);
+        }
+        let child = command
             .arg(format!("--health-listen=127.0.0.1:{health_port}"))
             .args(["--log-level", "info,countersign=debug"])
             .args(arguments)

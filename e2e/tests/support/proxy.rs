@@ -89,8 +89,13 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// A proxy for a replica of this name. It lets everything through, and the operator is not started.
-    pub async fn new(plane: &ControlPlane, replica: &str, arguments: &[&str]) -> Self {
+    /// A proxy for a replica of this name with further arguments and environment variables. It lets everything through, and the operator is not started.
+    pub async fn new(
+        plane: &ControlPlane,
+        replica: &str,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let key = rcgen::KeyPair::generate().expect("a key");
@@ -125,28 +130,25 @@ impl Proxy {
             kubeconfig,
             replica: replica.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
-            environment: Vec::new(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect(),
         }
     }
 
-    /// Sets an environment variable for the operators that are started from now on.
-    pub fn set_environment(&mut self, name: &str, value: &str) {
-        self.environment.push((name.to_owned(), value.to_owned()));
-    }
-
-    /// Starts the operator unless it runs; whether it had to be started.
-    pub fn keep_running(&self, plane: &ControlPlane) -> bool {
+    /// Starts the operator unless it runs.
+    pub fn keep_running(&self, plane: &ControlPlane) {
         let mut operator = self.shared.operator.lock().expect("nobody panics");
         // One that lost its lease, or whose first read failed, ends by itself.
         if operator.as_mut().is_some_and(Operator::is_running) {
-            return false;
+            return;
         }
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         let kubeconfig = self.kubeconfig.display().to_string();
         let mut environment = vec![("KUBECONFIG", kubeconfig.as_str())];
         environment.extend(self.environment.iter().map(|(name, value)| (&**name, &**value)));
         *operator = Some(Operator::start_in(plane, &self.replica, &arguments, &environment));
-        true
     }
 
     /// What the operators logged so far.
