@@ -68,6 +68,8 @@ pub struct Metrics {
     pub crl_entries: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// Bytes of the published CRL.
     pub crl_bytes: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// Bytes that CA certificates and CRLs leave free in the Secret of a `ClientTrust`.
+    pub crl_headroom: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// thisUpdate of the published CRL.
     pub crl_this_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// nextUpdate of the published CRL.
@@ -78,11 +80,16 @@ pub struct Metrics {
     pub leader: Gauge<f64, AtomicU64>,
     /// The gate's answers.
     pub gate_decisions: Family<GateLabels, Counter>,
+    /// Seconds from a `CertificateRevocation` to the CRL that holds its certificates.
+    pub revocation_published_seconds: Histogram,
+    /// Seconds from a `CertificateRevocation` until every `ClientTrust` had that CRL in force.
+    pub revocation_enforced_seconds: Histogram,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        let long = || Histogram::new(exponential_buckets(0.05, 2.0, 14));
         let mut metrics = Self {
             registry: Registry::with_prefix("countersign"),
             issued: Family::default(),
@@ -93,11 +100,14 @@ impl Default for Metrics {
             crl_guard_trips: Family::default(),
             crl_entries: Family::default(),
             crl_bytes: Family::default(),
+            crl_headroom: Family::default(),
             crl_this_update: Family::default(),
             crl_next_update: Family::default(),
             ca_not_after: Family::default(),
             leader: Gauge::default(),
             gate_decisions: Family::default(),
+            revocation_published_seconds: long(),
+            revocation_enforced_seconds: long(),
         };
         let r = &mut metrics.registry;
         r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -112,6 +122,11 @@ impl Default for Metrics {
         );
         r.register("crl_entries", "Entries of the published CRL", metrics.crl_entries.clone());
         r.register("crl_bytes", "Bytes of the published CRL", metrics.crl_bytes.clone());
+        r.register(
+            "crl_headroom_bytes",
+            "Bytes that CA certificates and CRLs leave free in the Secret of a ClientTrust; negative when they do not fit",
+            metrics.crl_headroom.clone(),
+        );
         r.register(
             "crl_this_update_timestamp_seconds",
             "thisUpdate of the published CRL",
@@ -129,6 +144,16 @@ impl Default for Metrics {
         );
         r.register("leader", "1 when this process is the leader", metrics.leader.clone());
         r.register("gate_decisions", "Answers of the gate", metrics.gate_decisions.clone());
+        r.register(
+            "revocation_published_seconds",
+            "Seconds from a CertificateRevocation to the CRL that holds its certificates",
+            metrics.revocation_published_seconds.clone(),
+        );
+        r.register(
+            "revocation_enforced_seconds",
+            "Seconds from a CertificateRevocation until every ClientTrust had that CRL in force",
+            metrics.revocation_enforced_seconds.clone(),
+        );
         metrics
     }
 }

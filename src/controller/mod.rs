@@ -12,6 +12,7 @@ pub mod queue;
 pub mod revocation;
 mod rollout;
 pub mod run;
+pub mod servers;
 mod settle;
 pub mod trust;
 pub mod upkeep;
