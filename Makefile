@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit bench fuzz crds image clean
+.PHONY: help demo test soak lint audit bench fuzz crds image clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
@@ -10,6 +10,10 @@ demo: ## the quick start in a kind cluster, step by step; KEEP=1 leaves it up
 
 test: ## every test, in a kind cluster too; KEEP=1 leaves it up
 	@e2e/suite
+
+soak: ## random faults and kills under load for SOAK_SECONDS=600, every version of every CRL judged; SEED=... repeats the choices
+	e2e/prepare cc openssl
+	COUNTERSIGN_TOOLS=$$(e2e/kind/cluster tools etcd kube-apiserver) cargo test --locked --test faults soak -- --ignored --nocapture
 
 lint: ## formatting, clippy, the chart, licences (with cargo-deny), shell scripts (with shellcheck)
 	cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml

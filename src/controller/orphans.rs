@@ -73,6 +73,8 @@ pub(super) async fn revoke_orphans(
             })
         });
         context.ledger.record(key, records.collect()).await?;
+        // The CRL of this pass was decided before.
+        context.queues.authority.push(Key::cluster(&*key.authority));
         context.metrics.revoked.get_or_create(&label(&key.authority)).inc_by(gone.len() as u64);
         for issued in &gone {
             let holder = format!("{namespace}/{}", issued.holder.name);

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::context::{Context, Published};
 use super::error::{Error, chain};
+use crate::api::annotation;
 use crate::cluster::Key;
 use crate::cluster::apply::{WriteError, write};
 use crate::metrics::authority as label;
@@ -58,6 +59,8 @@ pub(super) async fn read(
     if let Some(known) = known.filter(|known| known.resource_version == resource_version) {
         return Ok(Found::Crl(known.clone()));
     }
+    let noted = head.annotations().get(annotation::LEDGER_POSITION);
+    let ledger_position = noted.and_then(|position| position.parse().ok());
     let parts = part_names(key, &head);
     let read = stream::iter(parts.iter().cloned().map(|name| {
         let api = api.clone();
@@ -100,7 +103,8 @@ pub(super) async fn read(
         warn!(name, "the published CRL is of another CA; it is published anew");
         return Ok(Found::Nothing(resource_version));
     }
-    Ok(Found::Crl(published(facts, index, der, parts, resource_version, None)))
+    let found = published(facts, index, der, parts, resource_version, None);
+    Ok(Found::Crl(Published { ledger_position, ..found }))
 }
 
 fn published(
@@ -120,6 +124,7 @@ fn published(
         parts: parts.into(),
         resource_version,
         at,
+        ledger_position: None,
     }
 }
 
@@ -141,6 +146,7 @@ pub(super) async fn publish(
     now: Timestamp,
 ) -> Result<Published, Error> {
     let (number, next_update) = (publication.number, publication.next_update);
+    let ledger_position = publication.ledger_position;
     let (added, leaving) = (publication.added.len(), publication.leaving.len());
     let made = {
         let (key, ca, previous) = (key.clone(), ca.clone(), previous.cloned());
@@ -157,12 +163,15 @@ pub(super) async fn publish(
 
     rendered.head.metadata.namespace = Some(context.namespace.clone());
     rendered.head.metadata.resource_version = previous_version;
+    let annotations = rendered.head.metadata.annotations.get_or_insert_default();
+    annotations.insert(annotation::LEDGER_POSITION.to_owned(), ledger_position.to_string());
     let written = write(&context.client, &rendered.head).await?;
     let (entries, bytes) = (facts.serials.len(), der.len());
     info!(number = number.0, entries, added, leaving, bytes, %next_update, "published a CRL");
     context.metrics.crl_publications.get_or_create(&label(&key.authority)).inc();
     sweep(context, key, &[&known, &parts], now).await;
-    Ok(published(facts, index, der, parts, written.resource_version(), Some(now)))
+    let published = published(facts, index, der, parts, written.resource_version(), Some(now));
+    Ok(Published { ledger_position: Some(ledger_position), ..published })
 }
 
 struct Made {
@@ -178,7 +187,7 @@ fn make(
     previous: Option<&Published>,
     publication: &Publication,
 ) -> Result<Made, Error> {
-    let Publication { number, this_update, next_update, added, leaving } = publication;
+    let Publication { number, this_update, next_update, added, leaving, .. } = publication;
     let mut index = previous.map_or_else(Index::default, |previous| (*previous.index).clone());
     index.remove(leaving);
     index.insert(added);

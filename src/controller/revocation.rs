@@ -49,15 +49,15 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         in_secret = subject.read_secret(&context).await?;
         decision = decide_in(&context, &revocation, &subject, in_secret, now);
     }
-    let recorded = !decision.record.is_empty();
-    if recorded {
+    // Once more when a certificate came meanwhile, so that the status names only what is recorded.
+    while !decision.record.is_empty() {
         if revocation.spec.renew {
             // What counts as delay is not the wait for the new certificate.
             let mut all = context.revoking.lock().expect("no holder of this lock panics");
             all.insert(key.clone(), Instant::now());
         }
         record(&context, &revocation, decision.record).await?;
-        // Decided anew over the ledger as it is now, with nothing left to record.
+        // Decided anew over the ledger as it is now.
         decision = decide_in(&context, &revocation, &subject, in_secret, now);
     }
     let wanted = decision.status;

@@ -40,6 +40,8 @@ pub struct Config {
     pub namespaces: Vec<String>,
     /// Name of this replica.
     pub identity: String,
+    /// Name of the lease that replicas compete for.
+    pub lease: String,
     /// A leader that is silent for so long is replaced.
     pub lease_duration: Duration,
     /// How many identities are worked on at once.
@@ -123,7 +125,7 @@ pub async fn run(
     let (leading, mut leads) = watch::channel(false);
     let candidate = Candidate {
         namespace: config.namespace.clone(),
-        lease: "countersign-controller".to_owned(),
+        lease: config.lease.clone(),
         identity: config.identity.clone(),
         duration: config.lease_duration,
     };

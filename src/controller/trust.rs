@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::IngressClass;
 use kube::{Api, ResourceExt};
@@ -19,6 +20,7 @@ use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
+use crate::pki::crl_bundle;
 use crate::plan::crl::BACKDATE;
 use crate::plan::trust::{
     Anchor, Served, Target, World, gate_lags, is_owned, plan, secret, secret_key, status,
@@ -365,6 +367,7 @@ async fn put_secret(
         if let Some(crls) = kept.filter(|_| !data.contains_key(secret_key::CRL)) {
             data.insert(secret_key::CRL.to_owned(), crls.clone());
         }
+        keep_later_crls(context, trust, &mut wanted, &present);
         // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();
         labels.extend(wanted.metadata.labels.take().unwrap_or_default());
@@ -382,6 +385,26 @@ async fn put_secret(
         wanted.metadata.resource_version = present.resource_version();
     }
     write(&context.client, &wanted).await.map(|_| ())
+}
+
+/// This process may not have seen the newest CRL yet, which another leader, or an earlier process, put
+/// into the Secret: it stays.
+fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, present: &Secret) {
+    let crls = |secret: &Secret| secret.data.as_ref()?.get(secret_key::CRL).cloned();
+    let (Some(ours), Some(in_service)) = (crls(wanted), crls(present)) else { return };
+    if ours == in_service {
+        return;
+    }
+    let authorities = trust.spec.authorities.iter();
+    let signing: Vec<_> =
+        authorities.filter_map(|authority| context.signing(&authority.name)).collect();
+    let generations = signing.iter().flat_map(|signing| &signing.generations);
+    let cas: Vec<_> = generations.map(|one| &*one.ca).collect();
+    let kept = crl_bundle::keep_later(&ours.0, &in_service.0, &cas, Timestamp::now());
+    if kept != ours.0 {
+        info!("the Secret holds a later CRL than was seen here; it stays");
+        wanted.data.get_or_insert_default().insert(secret_key::CRL.to_owned(), ByteString(kept));
+    }
 }
 
 async fn put_objects(

@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod crl;
+pub mod crl_bundle;
 pub mod csr;
 mod der;
 pub mod encode;

@@ -92,7 +92,7 @@ pub fn decide(world: &World<'_>) -> Decision {
     // A purge of expired serials alone is no reason to publish: it waits for the refresh.
     let changes = compare(world.ledger, published, overdue);
     if let Some(refusal) = shrink_guard(&changes.lost) {
-        return Decision::Refuse(refusal);
+        return Decision::Refuse(Guard::Shrink, refusal);
     }
     if !overdue && changes.added.is_empty() {
         return Decision::WaitUntil(refresh);
@@ -270,7 +270,7 @@ mod tests {
             match decide(&world(&ledger, Some(&crl), now)) {
                 Decision::Publish(publication) => Some(serials(&publication, &crl)),
                 Decision::WaitUntil(_) => None,
-                Decision::Refuse(why) => panic!("{why}"),
+                Decision::Refuse(_, why) => panic!("{why}"),
             }
         };
         let (stays, leaves) = (Some(vec!["0a".to_owned()]), Some(vec![]));

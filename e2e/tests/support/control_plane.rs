@@ -1,6 +1,6 @@
 //! etcd and kube-apiserver as plain processes on loopback, with an audit log: the real ones, alone.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,8 +23,15 @@ pub struct ControlPlane {
     url: String,
     ca_pem: String,
     // The order counts: the API server ends before its etcd.
-    apiserver: Process,
-    _etcd: Process,
+    apiserver: Server,
+    etcd: Server,
+}
+
+/// A program with its arguments, and the process while it runs.
+struct Server {
+    program: PathBuf,
+    arguments: Vec<String>,
+    process: Option<Process>,
 }
 
 /// A process that is ended, by its id, when dropped.
@@ -59,25 +66,23 @@ impl ControlPlane {
         let path = folder.path();
         let [etcd_port, peer_port, port] = free_ports();
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
-        let etcd = spawn(
-            path,
-            "etcd",
-            Command::new(tools.join("etcd")).args([
+        let etcd = Server::new(
+            tools.join("etcd"),
+            vec![
                 format!("--data-dir={}", path.join("etcd").display()),
                 format!("--listen-client-urls={etcd_url}"),
                 format!("--advertise-client-urls={etcd_url}"),
                 format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
                 format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_port}"),
                 format!("--initial-cluster=default=http://127.0.0.1:{peer_port}"),
-            ]),
+            ],
         );
 
         let ca_pem = write_credentials(path);
         let file = |name: &str| path.join(name).display().to_string();
-        let apiserver = spawn(
-            path,
-            "kube-apiserver",
-            Command::new(tools.join("kube-apiserver")).args([
+        let apiserver = Server::new(
+            tools.join("kube-apiserver"),
+            vec![
                 format!("--etcd-servers={etcd_url}"),
                 "--bind-address=127.0.0.1".to_owned(),
                 format!("--secure-port={port}"),
@@ -94,17 +99,31 @@ impl ControlPlane {
                 format!("--audit-policy-file={}", file("audit.yaml")),
                 format!("--audit-log-path={}", file("audit.log")),
                 "--audit-log-mode=blocking".to_owned(),
-            ]),
+            ],
         );
-        let mut plane = Self {
-            url: format!("https://127.0.0.1:{port}"),
-            ca_pem,
-            folder,
-            apiserver,
-            _etcd: etcd,
-        };
-        plane.wait_until_ready().await;
+        let mut plane =
+            Self { url: format!("https://127.0.0.1:{port}"), ca_pem, folder, apiserver, etcd };
+        plane.resume().await;
         plane
+    }
+
+    /// Ends both processes.
+    pub fn stop(&mut self) {
+        self.apiserver.process = None;
+        self.etcd.process = None;
+    }
+
+    /// Starts both, on the same ports and with what lies in the folder of etcd, and waits until the API
+    /// server is ready.
+    pub async fn resume(&mut self) {
+        self.etcd.spawn(self.folder.path());
+        self.apiserver.spawn(self.folder.path());
+        self.wait_until_ready().await;
+    }
+
+    /// The folder with all that etcd knows.
+    pub fn etcd_data(&self) -> PathBuf {
+        self.folder.path().join("etcd")
     }
 
     /// A client with every right, of a user that the audit log tells apart.
@@ -200,7 +219,8 @@ impl ControlPlane {
             if client.request_text(request).await.is_ok() {
                 return;
             }
-            let ended = self.apiserver.0.try_wait().expect("a child");
+            let process = self.apiserver.process.as_mut().expect("it was started");
+            let ended = process.0.try_wait().expect("a child");
             assert!(
                 ended.is_none() && started.elapsed() < Duration::from_secs(60),
                 "kube-apiserver is not ready: {}",
@@ -212,15 +232,24 @@ impl ControlPlane {
     }
 }
 
-fn spawn(folder: &Path, name: &str, command: &mut Command) -> Process {
-    let log = File::create(folder.join(format!("{name}.log"))).expect("a log");
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a log"))
-        .stderr(log)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
-    Process(child)
+impl Server {
+    fn new(program: PathBuf, arguments: Vec<String>) -> Self {
+        Self { program, arguments, process: None }
+    }
+
+    fn spawn(&mut self, folder: &Path) {
+        let name = self.program.file_name().expect("a program").to_string_lossy();
+        let log = folder.join(format!("{name}.log"));
+        let log = OpenOptions::new().create(true).append(true).open(log).expect("a log");
+        let child = Command::new(&self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        self.process = Some(Process(child));
+    }
 }
 
 /// Ports that nobody listens on now. Another process may take one in between; then the start fails

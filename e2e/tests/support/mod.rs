@@ -4,7 +4,9 @@
 #![allow(missing_docs, dead_code)]
 
 pub mod control_plane;
+pub mod observer;
 pub mod operator;
+pub mod proxy;
 pub mod servers;
 pub mod traffic;
 

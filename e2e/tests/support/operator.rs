@@ -37,8 +37,12 @@ impl Operator {
         let log = plane.folder().join(format!("{replica}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let [health_port] = free_ports();
-        let child = Command::new(binary())
-            .args(["controller", "--replica", replica, "--lease-seconds", "6"])
+        let mut command = Command::new(binary());
+        command.args(["controller", "--replica", replica]);
+        if !arguments.contains(&"--lease-seconds") {
+            command.args(["--lease-seconds", "6"]);
+        }
+        let child = command
             .arg(format!("--health-listen=127.0.0.1:{health_port}"))
             .args(["--log-level", "info,countersign=debug"])
             .args(arguments)
@@ -58,9 +62,14 @@ impl Operator {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Ends it without warning.
+    /// Has it not ended yet?
+    pub fn is_running(&mut self) -> bool {
+        self.process.0.try_wait().expect("a child").is_none()
+    }
+
+    /// Ends it without warning, if it has not ended yet.
     pub fn kill(mut self) {
-        self.process.0.kill().expect("it runs");
+        self.process.0.kill().expect("a child");
         self.process.0.wait().expect("it ends");
     }
 
