@@ -4,7 +4,10 @@
 #![allow(missing_docs, dead_code)]
 
 pub mod control_plane;
+pub mod handshake;
 pub mod operator;
+pub mod pki;
+pub mod scenarios;
 pub mod servers;
 pub mod traffic;
 
