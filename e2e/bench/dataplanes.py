@@ -82,9 +82,16 @@ class DataPlane(threading.Thread):
 
     def replace_workers(self, sign):
         """A reload by signal, until a new worker is there: the old ones end when their connections do."""
-        before = self.workers()
-        os.kill(self.process.pid, sign)
-        wait_until(f"a new worker of {self.name_of_it}", lambda: self.workers() - before, pause=0.02)
+        before, again = self.workers(), 0
+
+        def replaced():
+            nonlocal again
+            # HAProxy's master loses a signal that comes while it is still at the reload before.
+            if time.monotonic() > again:
+                os.kill(self.process.pid, sign)
+                again = time.monotonic() + 5
+            return self.workers() - before
+        wait_until(f"a new worker of {self.name_of_it}", replaced, pause=0.02)
 
     def reload(self):
         """Envoy watches its files by itself."""
@@ -181,7 +188,7 @@ class Follower(threading.Thread):
 class Prober(threading.Thread):
     """Knocks at a data plane again and again: with each revoked certificate until it is refused, with one good one always."""
 
-    PAUSE = 0.03
+    PAUSE, IDLE = 0.03, 0.5
 
     def __init__(self, plane, good, load):
         super().__init__(daemon=True)
@@ -211,7 +218,7 @@ class Prober(threading.Thread):
                 self.knocks += 1
                 self.shut_out += answer == "refused"
                 self.disturbed += answer == "disturbed"
-                time.sleep(self.PAUSE)
+                time.sleep(self.PAUSE if self.waiting else self.IDLE)
         except Exception as error:
             self.error = error
 
