@@ -127,7 +127,7 @@ class Api:
         while True:
             found = self("GET", path)
             yield from found["items"]
-            answer = self.send("GET", f"{path}?watch=true&resourceVersion={found['metadata']['resourceVersion']}")
+            answer = self.send("GET", f"{path}{'&' if '?' in path else '?'}watch=true&resourceVersion={found['metadata']['resourceVersion']}")
             while line := answer.readline():
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -136,9 +136,9 @@ class Api:
             self.connection.close()
 
 
-def is_ready(item):
+def is_ready(item, condition="Ready"):
     conditions = item.get("status", {}).get("conditions", ())
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return any(c["type"] == condition and c["status"] == "True" for c in conditions)
 
 
 class ControlPlane:

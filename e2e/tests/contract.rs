@@ -1,4 +1,4 @@
-//! What Countersign writes is what real verifiers take: OpenSSL, nginx and HAProxy, fed from the very
+//! What Countersign writes is what real verifiers take: OpenSSL, nginx, HAProxy and Envoy, fed from the very
 //! Secrets that the controller wrote to a real API server.
 
 #![allow(missing_docs)]
@@ -139,6 +139,12 @@ async fn nginx_takes_the_secret_and_refuses_who_is_revoked_after_a_reload() {
 async fn haproxy_takes_the_secret_and_refuses_who_is_revoked_after_a_reload() {
     // It refuses within the handshake: there is no HTTP status.
     server_takes_the_secret(Server::haproxy, 0, 0).await;
+}
+
+#[tokio::test]
+async fn envoy_takes_the_secret_and_refuses_who_is_revoked_without_a_reload() {
+    // It follows its files by itself, and refuses within the handshake.
+    server_takes_the_secret(Server::envoy, 0, 0).await;
 }
 
 #[tokio::test]

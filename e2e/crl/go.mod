@@ -1,0 +1,3 @@
+module countersign.dev/e2e/crl
+
+go 1.24
