@@ -84,6 +84,10 @@ struct ControllerArgs {
     /// Name of this replica in the lease.
     #[arg(long, env = "POD_NAME", default_value = "countersign")]
     replica: String,
+    /// Name of the lease that replicas compete for. Replicas with another one work at the same time: every
+    /// write is safe when two do, but both do all the work. For tests of just that.
+    #[arg(long, default_value = "countersign-controller", value_name = "NAME")]
+    lease_name: String,
     /// Seconds after which a silent leader is replaced.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=3600))]
     lease_seconds: u64,
@@ -180,6 +184,7 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         namespace: args.process.namespace.clone(),
         namespaces,
         identity: args.replica,
+        lease: args.lease_name,
         lease_duration: Duration::from_secs(args.lease_seconds),
         concurrency: args.concurrency.into(),
         gate_url: args.gate_url.trim_end_matches('/').to_owned(),

@@ -15,7 +15,7 @@ use crate::api::condition::{READY, Wanted};
 use crate::api::{ClientAuthority, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::write;
-use crate::metrics::authority as label;
+use crate::metrics::{GuardLabels, authority as label};
 use crate::pki::authority::CaFacts;
 use crate::pki::{CertificateAuthority, crl};
 use crate::plan::authority::Reason;
@@ -25,6 +25,8 @@ use crate::plan::publication::{Scope, crl_key, head_name, render};
 
 /// Two looks at a CRL are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
+/// While a guard says no, it is looked after this time whether somebody put the ledger right.
+pub(super) const GUARDED: Duration = Duration::from_secs(15);
 /// A publication that failed is tried again after this time.
 const RETRY: Duration = Duration::from_secs(5);
 /// While the root's key is kept elsewhere its CRL can't be renewed; from so long before its end on it
@@ -49,6 +51,8 @@ async fn read(context: &Context, key: &CaKey, ca: &CaFacts) -> Result<Found, Err
         .map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
     let Some(config_map) = found else { return Ok(Found::Nothing(None)) };
     let resource_version = config_map.resource_version();
+    let noted = config_map.annotations().get(annotation::LEDGER_POSITION);
+    let ledger_position = noted.and_then(|position| position.parse().ok());
     let Some(der) = config_map.binary_data.and_then(|mut data| data.remove(crl_key::DER)) else {
         warn!(name, "the ConfigMap of the CRL holds none; it is published anew");
         return Ok(Found::Nothing(resource_version));
@@ -70,6 +74,7 @@ async fn read(context: &Context, key: &CaKey, ca: &CaFacts) -> Result<Found, Err
         bytes: der.0.len(),
         resource_version,
         at: None,
+        ledger_position,
     }))
 }
 
@@ -101,9 +106,14 @@ pub(super) async fn keep(
             Found::Crl(published) => (published, true),
             // An empty CRL exists before the first certificate is issued.
             Found::Nothing(version) => {
-                let due = due(context, authority, ca, signer, None, now);
-                let Decision::Publish(first) = due else {
-                    unreachable!("without a published CRL one is always due");
+                let first = match due(context, authority, ca, signer, None, now).await {
+                    Decision::Publish(first) => first,
+                    Decision::Refuse(guard, message) => {
+                        return Err(Error::Guard { reason: guard.reason(), message });
+                    }
+                    Decision::WaitUntil(_) => {
+                        unreachable!("without a published CRL one is always due")
+                    }
                 };
                 let published = publish(context, key, signer, version, &first, now).await?;
                 return Ok(kept(published, true, Duration::from_secs(1)));
@@ -111,17 +121,15 @@ pub(super) async fn keep(
         },
     };
     let is_new = known.is_none_or(|known| known.facts.number != published.facts.number);
-    let publication = match due(context, authority, ca, signer, Some((&published, in_service)), now)
-    {
+    let current = Some((&published, in_service));
+    let publication = match due(context, authority, ca, signer, current, now).await {
         Decision::WaitUntil(due) => {
             let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
             return Ok(kept(published, is_new, wait));
         }
-        Decision::Refuse(message) => {
-            error!(%key, message, "the CRL is not published");
-            context.metrics.crl_guard_trips.get_or_create(&label(&key.authority)).inc();
-            let trouble = Wanted::no(READY, Reason::ShrinkGuard.as_str(), message);
-            let kept = kept(published, is_new, LONGEST);
+        Decision::Refuse(guard, message) => {
+            let trouble = Wanted::no(READY, guard.reason().as_str(), message);
+            let kept = kept(published, is_new, GUARDED);
             return Ok(Kept { trouble: Some(trouble), ..kept });
         }
         Decision::Publish(publication) => publication,
@@ -200,7 +208,35 @@ pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> 
 }
 
 /// Decides whether a CRL is due. `published` is the newest one, and whether it stands in the cluster.
-fn due(
+/// Before a guard says no the ledger is read again: another replica may have appended what is missing.
+async fn due(
+    context: &Context,
+    authority: &ClientAuthority,
+    ca: &Ca,
+    signer: &CertificateAuthority,
+    published: Option<(&Published, bool)>,
+    now: Timestamp,
+) -> Decision {
+    let decide = || due_by_view(context, authority, ca, signer, published, now);
+    let decision = decide();
+    if !matches!(decision, Decision::Refuse(..)) {
+        return decision;
+    }
+    let key = &ca.key;
+    if let Err(error) = context.ledger.refresh(key).await {
+        warn!(%key, error = chain(&error), "could not read the ledger again");
+    }
+    let decision = decide();
+    if let Decision::Refuse(guard, message) = &decision {
+        error!(%key, message, "the CRL is not published");
+        let authority = key.authority.to_string();
+        let labels = GuardLabels { authority, guard: guard.reason().as_str() };
+        context.metrics.crl_guard_trips.get_or_create(&labels).inc();
+    }
+    decision
+}
+
+fn due_by_view(
     context: &Context,
     authority: &ClientAuthority,
     ca: &Ca,
@@ -216,9 +252,12 @@ fn due(
         Some(split) => (seconds(split.root_crl_validity), seconds(split.root_crl_validity) / 12),
         None => (seconds(spec.validity), seconds(spec.refresh)),
     };
-    context.ledger.read(&ca.key, |ledger| {
+    context.ledger.view(&ca.key, |ledger, state| {
         decide(&World {
             ledger,
+            trouble: state.trouble.as_deref(),
+            position: state.position,
+            published_position: published.and_then(|(published, _)| published.ledger_position),
             published: published.map(|(published, _)| &*published.facts),
             in_service: published.is_some_and(|(_, in_service)| in_service),
             published_at: published.and_then(|(published, _)| published.at),
@@ -239,7 +278,7 @@ async fn publish(
     publication: &Publication,
     now: Timestamp,
 ) -> Result<Published, Error> {
-    let Publication { number, this_update, next_update, entries } = publication;
+    let Publication { number, this_update, next_update, entries, ledger_position } = publication;
     let der = crl::sign(ca, *number, *this_update, *next_update, entries)?;
     let facts = crl::verify(&der, ca, *number, entries)?;
     let (pem, bytes) = (crl::to_pem(&der), der.len());
@@ -247,6 +286,8 @@ async fn publish(
     let mut wanted = render(key, Scope::Full, &ca.certificate_pem(), &der, &[], *number).head;
     wanted.metadata.namespace = Some(context.namespace.clone());
     wanted.metadata.resource_version = previous_version;
+    let annotations = wanted.metadata.annotations.get_or_insert_default();
+    annotations.insert(annotation::LEDGER_POSITION.to_owned(), ledger_position.to_string());
     let written = write(&context.client, &wanted).await?;
     info!(number = number.0, entries = entries.len(), bytes, %next_update, "published a CRL");
     context.metrics.crl_publications.get_or_create(&label(&key.authority)).inc();
@@ -256,6 +297,7 @@ async fn publish(
         bytes,
         resource_version: written.resource_version(),
         at: Some(now),
+        ledger_position: Some(*ledger_position),
     };
     Ok(published)
 }

@@ -17,7 +17,7 @@ use tracing::info;
 
 use super::context::{Context, Queues, Stores, index_key};
 use super::queue::{self, Queue};
-use super::{authority, identity, revocation, trust};
+use super::{authority, compaction, identity, revocation, trust};
 use crate::api::{ClientIdentity, annotation, label};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
@@ -39,6 +39,8 @@ pub struct Config {
     pub namespaces: Vec<String>,
     /// Name of this replica.
     pub identity: String,
+    /// Name of the lease that replicas compete for.
+    pub lease: String,
     /// A leader that is silent for so long is replaced.
     pub lease_duration: Duration,
     /// How many identities are worked on at once.
@@ -120,7 +122,7 @@ pub async fn run(
     let (leading, mut leads) = watch::channel(false);
     let candidate = Candidate {
         namespace: config.namespace.clone(),
-        lease: "countersign-controller".to_owned(),
+        lease: config.lease.clone(),
         identity: config.identity.clone(),
         duration: config.lease_duration,
     };
@@ -147,6 +149,7 @@ pub async fn run(
     let context = Arc::new(Context {
         client: clients.call.clone(),
         namespace: config.namespace.clone(),
+        namespaces: config.namespaces.clone(),
         gate_url: config.gate_url.clone(),
         token: config.token.clone(),
         events: Events::new(clients.call, "controller", Some(config.identity.clone())),
@@ -159,6 +162,7 @@ pub async fn run(
         signing: RwLock::new(HashMap::new()),
         checked: Mutex::new(HashMap::new()),
         written: Mutex::new(HashMap::new()),
+        awaited: Mutex::new(HashMap::new()),
         repairs: Mutex::new(HashMap::new()),
         restarted: Mutex::new(HashMap::new()),
         status_written: Mutex::new(HashMap::new()),
@@ -225,6 +229,7 @@ async fn run_loops(
         control!(identity, concurrency),
         control!(revocation, 8),
         control!(trust, 4),
+        compaction::run(context.clone(), stop.clone()),
     );
 }
 
