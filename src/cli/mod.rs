@@ -2,6 +2,8 @@
 
 mod check;
 pub mod crds;
+mod http;
+mod ledger;
 mod renew;
 mod rotate;
 
@@ -50,6 +52,8 @@ enum Command {
     Renew(renew::RenewArgs),
     /// Have another CA take over from the present one of an authority.
     Rotate(rotate::RotateArgs),
+    /// Look into the ledger of what was signed and revoked, check it, and recover it.
+    Ledger(ledger::LedgerArgs),
     /// Print the custom resource definitions, or write one file each into a folder.
     Crds {
         /// The folder; standard output when not given.
@@ -146,6 +150,7 @@ pub fn main() -> ExitCode {
         Command::Check { urls } => check::run(&urls),
         Command::Renew(args) => renew::run(&args),
         Command::Rotate(args) => rotate::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
     match result {

@@ -1,0 +1,66 @@
+//! GETs over plain HTTP, for commands that need no more: an image without a shell has no other client.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// An answer.
+pub(super) struct Answer {
+    /// The status line.
+    pub(super) status: String,
+    /// The body.
+    pub(super) body: Vec<u8>,
+}
+
+impl Answer {
+    /// Is the status 200?
+    pub(super) fn is_ok(&self) -> bool {
+        self.status.split(' ').nth(1) == Some("200")
+    }
+}
+
+/// Asks an http:// URL; an answer longer than `limit` octets is cut off.
+pub(super) async fn ask(url: &str, limit: u64) -> Result<Answer, String> {
+    let rest = url.strip_prefix("http://").ok_or("only http:// URLs are asked")?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let address =
+        if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+    let exchange = async {
+        let mut stream = TcpStream::connect(&address).await?;
+        let request = format!("GET /{path} HTTP/1.0\r\nHost: {authority}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(limit).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    parse(&exchange.await.map_err(|error| error.to_string())?)
+}
+
+fn parse(answer: &[u8]) -> Result<Answer, String> {
+    let end = answer.windows(4).position(|octets| octets == b"\r\n\r\n");
+    let end = end.ok_or("an empty answer, or none of HTTP")?;
+    let head = String::from_utf8_lossy(&answer[..end]);
+    let body = answer[end + 4..].to_vec();
+    let length = head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    if length.is_some_and(|length| length != body.len()) {
+        return Err("the answer was cut short".to_owned());
+    }
+    Ok(Answer { status: head.lines().next().unwrap_or_default().to_owned(), body })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_was_cut_short_is_none() {
+        let answer = parse(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nab").unwrap();
+        assert!(answer.is_ok());
+        assert_eq!(answer.body, b"ab");
+        assert!(!parse(b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap().is_ok());
+        for bad in [&b"HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nab"[..], b"", b"nonsense"] {
+            assert!(parse(bad).is_err());
+        }
+    }
+}
