@@ -26,6 +26,15 @@ pub struct GenerationLabel {
     pub generation: u32,
 }
 
+/// Labels of a publication that a guard stopped.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct GuardLabels {
+    /// Name of the `ClientAuthority`.
+    pub authority: String,
+    /// Which guard: `ShrinkGuard`, `FreshnessGuard` or `LedgerDamaged`.
+    pub guard: &'static str,
+}
+
 /// Labels of an issuance.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct IssuanceLabels {
@@ -82,8 +91,8 @@ pub struct Metrics {
     pub reconcile_seconds: Family<ControllerLabel, Histogram>,
     /// CRLs published.
     pub crl_publications: Family<AuthorityLabel, Counter>,
-    /// CRLs that were not published since they would have lacked a revoked serial.
-    pub crl_guard_trips: Family<AuthorityLabel, Counter>,
+    /// CRLs that were not published since a guard said no.
+    pub crl_guard_trips: Family<GuardLabels, Counter>,
     /// Entries of the published CRL.
     pub crl_entries: Family<GenerationLabel, Gauge<i64, AtomicI64>>,
     /// Bytes of the published CRL.
@@ -152,7 +161,7 @@ impl Default for Metrics {
         r.register("crl_publications", "CRLs published", metrics.crl_publications.clone());
         r.register(
             "crl_guard_trips",
-            "CRLs that were not published since they would have lacked a revoked serial",
+            "CRLs that were not published since they, or the ledger, might lack a revoked serial",
             metrics.crl_guard_trips.clone(),
         );
         r.register("crl_entries", "Entries of the published CRL", metrics.crl_entries.clone());

@@ -11,7 +11,10 @@ use countersign::cli::crds;
 
 /// What each module may use. The direction keeps `pki` and `plan` free of I/O.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["api", "cluster", "controller", "metrics", "serve", "telemetry", "token"]),
+    (
+        "cli",
+        &["api", "cluster", "controller", "metrics", "pki", "plan", "serve", "telemetry", "token"],
+    ),
     ("controller", &["api", "cluster", "ingress", "metrics", "pki", "plan", "token"]),
     ("serve", &["api", "cluster", "metrics", "pki", "plan"]),
     ("cluster", &["api", "plan"]),

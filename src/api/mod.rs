@@ -102,6 +102,16 @@ pub mod annotation {
     /// Which certificates a published CRL speaks of: `shard-` and a number, or `delta`. The complete CRL has
     /// none.
     pub const CRL_SCOPE: &str = "countersign.dev/crl-scope";
+    /// On a published CRL: the position of the ledger's next record when it was made.
+    pub const LEDGER_POSITION: &str = "countersign.dev/ledger-position";
+    /// On a segment of the ledger: the position of the first record that it covers.
+    pub const LEDGER_FIRST: &str = "countersign.dev/ledger-first";
+    /// On a segment of the ledger: the position after the last record that it covers.
+    pub const LEDGER_NEXT: &str = "countersign.dev/ledger-next";
+    /// On a segment of the ledger: SHA-256 of its content, lower-case hex.
+    pub const LEDGER_SHA256: &str = "countersign.dev/ledger-sha256";
+    /// On a segment of the ledger that holds fewer records than it covers: `Compacted` or `Recovered`.
+    pub const LEDGER_STATE: &str = "countersign.dev/ledger-state";
 }
 
 /// A reference to a `ClientAuthority` by name.

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::cluster::http::{self, Answer};
+use crate::cluster::http::ask;
 
 /// One endpoint that takes longer than this fails.
 const LIMIT: Duration = Duration::from_secs(10);
+/// As much of an answer is read.
+const LENGTH: u64 = 4 * 1024 * 1024;
 
 /// Asks every URL; fails when one does not answer 200.
 pub(super) fn run(urls: &[String]) -> Result<(), String> {
@@ -16,24 +18,19 @@ pub(super) fn run(urls: &[String]) -> Result<(), String> {
     runtime.block_on(async {
         let mut failed = 0;
         for url in urls {
-            let answer = timeout(LIMIT, ask(url)).await;
+            let answer = timeout(LIMIT, ask(url, LENGTH)).await;
             match answer.unwrap_or_else(|_| Err(format!("no answer in {LIMIT:?}"))) {
                 Ok(answer) if answer.is_ok() => println!("ok      {url}"),
-                Ok(Answer { status: line, .. }) | Err(line) => {
+                Ok(answer) => {
                     failed += 1;
-                    println!("failed  {url}: {line}");
+                    println!("failed  {url}: {}", answer.status);
+                }
+                Err(why) => {
+                    failed += 1;
+                    println!("failed  {url}: {why}");
                 }
             }
         }
         if failed == 0 { Ok(()) } else { Err(format!("{failed} of {} checks failed", urls.len())) }
     })
-}
-
-/// A GET over plain HTTP.
-async fn ask(url: &str) -> Result<Answer, String> {
-    let rest = url.strip_prefix("http://").ok_or("only http:// URLs are checked")?;
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let address =
-        if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
-    http::get(&address, authority, &format!("/{path}")).await.map_err(|error| error.to_string())
 }

@@ -2,6 +2,7 @@
 
 mod check;
 pub mod crds;
+mod ledger;
 mod progress;
 mod renew;
 mod revoke;
@@ -54,6 +55,8 @@ enum Command {
     Revoke(Box<revoke::RevokeArgs>),
     /// Have another CA take over from the present one of an authority.
     Rotate(rotate::RotateArgs),
+    /// Look into the ledger of what was signed and revoked, check it, and recover it.
+    Ledger(ledger::LedgerArgs),
     /// Print the custom resource definitions, or write one file each into a folder.
     Crds {
         /// The folder; standard output when not given.
@@ -158,6 +161,7 @@ pub fn main() -> ExitCode {
         Command::Renew(args) => renew::run(&args),
         Command::Revoke(args) => revoke::run(&args),
         Command::Rotate(args) => rotate::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
     match result {

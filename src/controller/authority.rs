@@ -35,6 +35,8 @@ pub const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(600);
 /// An imported CA's Secret carries no label of ours, so it is not watched.
 const LOOK_AT_SOURCE: Duration = Duration::from_secs(60);
+/// While a backup is being restored.
+const RESTORING: Duration = Duration::from_secs(15);
 /// While a new trust bundle spreads.
 const SPREADING: Duration = Duration::from_secs(2);
 /// A token that works is looked at after this time: one that went shall be known before it is needed.
@@ -61,9 +63,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let crls = keep_crls(&context, &authority, &cas, now).await;
 
     // Whatever fails there must not keep a CRL from being published: an expired one shuts out all.
-    let mut orphans = Ok(());
+    let mut orphans = Ok(false);
     for ca in cas.iter().filter(|ca| ca.state != CaState::Root) {
-        orphans = orphans.and(revoke_orphans(&context, &ca.key, now).await);
+        let revoked = revoke_orphans(&context, &ca.key, now).await;
+        orphans = orphans.and_then(|waited| revoked.map(|waits| waits || waited));
     }
     let crls = match crls {
         // Not even its first CRL could be signed.
@@ -125,7 +128,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     let later =
         put_status(&context, &authority, &cas, signing.as_deref(), &conditions, now).await?;
-    orphans?;
+    if orphans? {
+        wait = wait.min(RESTORING);
+    }
     Ok(Outcome::After(wait.min(later.unwrap_or(LONGEST))))
 }
 
@@ -265,6 +270,12 @@ async fn keep_crls(
                 let message = format!("generation {number} has no CRL and is not trusted: {error}");
                 let trouble = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
                 crls.trouble = crls.trouble.or(Some(trouble));
+            }
+            // The same where the ledger does not say what the CRL must hold, and none is in service.
+            Err(Error::Guard { reason, message }) => {
+                let trouble = Wanted::no(READY, reason.as_str(), message);
+                crls.trouble = crls.trouble.or(Some(trouble));
+                crls.next = crls.next.min(crl::GUARDED);
             }
             Err(error) => failed = failed.or(Some(error)),
         }

@@ -270,6 +270,8 @@ pub struct Published {
     pub resource_version: Option<String>,
     /// When this process published it, if it did.
     pub at: Option<Timestamp>,
+    /// The position of the ledger's next record when it was made; earlier versions did not note it.
+    pub ledger_position: Option<u64>,
 }
 
 /// What the controllers share.
@@ -278,6 +280,8 @@ pub struct Context {
     pub client: Client,
     /// The operator's namespace.
     pub namespace: String,
+    /// Only these namespaces are looked after; all when empty.
+    pub namespaces: Vec<String>,
     /// Base URL of the gate.
     pub gate_url: String,
     /// The token that holds CA keys, if there is one.
@@ -305,6 +309,8 @@ pub struct Context {
     pub checked: Mutex<HashMap<Key, String>>,
     /// resourceVersions of our last status writes: older ones in a store are stale.
     pub written: Mutex<HashMap<(&'static str, Key), u64>>,
+    /// Certificates that wait for a restored identity to take them over, and since when.
+    pub awaited: Mutex<HashMap<Serial, Timestamp>>,
     /// How often an identity's Secret was put right, since when, and what others do to it.
     pub repairs: Mutex<HashMap<Key, Repairs>>,
     /// For each identity, the certificate and the generation of the spec for which every workload was

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::context::{Ca, Context, Generation, Published};
 use super::error::{Error, chain};
@@ -16,7 +16,7 @@ use crate::api::condition::{READY, Wanted};
 use crate::api::{ClientAuthority, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::write;
-use crate::metrics::{authority as label, generation};
+use crate::metrics::{GuardLabels, generation};
 use crate::pki::CertificateAuthority;
 use crate::pki::authority::CaFacts;
 use crate::plan::authority::Reason;
@@ -26,6 +26,8 @@ use crate::plan::publication::{Scope, head_name};
 
 /// Two looks at a CRL are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
+/// While a guard says no, it is looked after this time whether somebody put the ledger right.
+pub(super) const GUARDED: Duration = Duration::from_secs(15);
 /// A publication that failed is tried again after this time.
 const RETRY: Duration = Duration::from_secs(5);
 /// While the root's key is kept elsewhere its CRL can't be renewed; from so long before its end on it
@@ -60,9 +62,14 @@ pub(super) async fn keep(
             Found::Crl(published) => (published, true),
             // An empty CRL exists before the first certificate is issued.
             Found::Nothing(version) => {
-                let due = due(context, authority, ca, signer, None, now).await;
-                let Decision::Publish(first) = due else {
-                    unreachable!("without a published CRL one is always due");
+                let first = match due(context, authority, ca, signer, None, now).await {
+                    Decision::Publish(first) => first,
+                    Decision::Refuse(guard, message) => {
+                        return Err(Error::Guard { reason: guard.reason(), message });
+                    }
+                    Decision::WaitUntil(_) => {
+                        unreachable!("without a published CRL one is always due")
+                    }
                 };
                 let published = publish(context, key, signer, None, version, first, now).await?;
                 return Ok(kept(published, true, Duration::from_secs(1)));
@@ -76,11 +83,9 @@ pub(super) async fn keep(
             let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
             return Ok(kept(published, is_new, wait));
         }
-        Decision::Refuse(message) => {
-            error!(%key, message, "the CRL is not published");
-            context.metrics.crl_guard_trips.get_or_create(&label(&key.authority)).inc();
-            let trouble = Wanted::no(READY, Reason::ShrinkGuard.as_str(), message);
-            let kept = kept(published, is_new, LONGEST);
+        Decision::Refuse(guard, message) => {
+            let trouble = Wanted::no(READY, guard.reason().as_str(), message);
+            let kept = kept(published, is_new, GUARDED);
             return Ok(Kept { trouble: Some(trouble), ..kept });
         }
         Decision::Publish(publication) => publication,
@@ -157,7 +162,35 @@ pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> 
 }
 
 /// Decides whether a CRL is due. `published` is the newest one, and whether it stands in the cluster.
+/// Before a guard says no the ledger is read again: another replica may have appended what is missing.
 async fn due(
+    context: &Context,
+    authority: &ClientAuthority,
+    ca: &Ca,
+    signer: &CertificateAuthority,
+    published: Option<(&Published, bool)>,
+    now: Timestamp,
+) -> Decision {
+    let decide = || due_by_view(context, authority, ca, signer, published, now);
+    let decision = decide().await;
+    if !matches!(decision, Decision::Refuse(..)) {
+        return decision;
+    }
+    let key = &ca.key;
+    if let Err(error) = context.ledger.refresh(key).await {
+        warn!(%key, error = chain(&error), "could not read the ledger again");
+    }
+    let decision = decide().await;
+    if let Decision::Refuse(guard, message) = &decision {
+        error!(%key, message, "the CRL is not published");
+        let authority = key.authority.to_string();
+        let labels = GuardLabels { authority, guard: guard.reason().as_str() };
+        context.metrics.crl_guard_trips.get_or_create(&labels).inc();
+    }
+    decision
+}
+
+async fn due_by_view(
     context: &Context,
     authority: &ClientAuthority,
     ca: &Ca,
@@ -178,11 +211,15 @@ async fn due(
     let in_service = published.is_some_and(|(_, in_service)| in_service);
     let published_at = published.and_then(|(published, _)| published.at);
     let facts = published.map(|(published, _)| published.facts.clone());
+    let published_position = published.and_then(|(published, _)| published.ledger_position);
     // A million of each are compared.
     apart(move || {
-        ledger.read(&key, |ledger| {
+        ledger.view(&key, |ledger, health| {
             decide(&World {
                 ledger,
+                trouble: health.trouble.as_deref(),
+                position: health.position,
+                published_position,
                 published: facts.as_deref(),
                 in_service,
                 published_at,

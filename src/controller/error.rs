@@ -7,6 +7,7 @@ use crate::pki::crl::CrlError;
 use crate::pki::encode::EncodeError;
 use crate::pki::issue::IssueError;
 use crate::pki::verify::VerifyError;
+use crate::plan::authority::Reason;
 use crate::plan::retry::FailureReason;
 use crate::token::TokenError;
 
@@ -44,6 +45,14 @@ pub enum Error {
     /// A signed certificate failed its check and was thrown away.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// A guard keeps the first CRL of a CA from being published.
+    #[error("{message}")]
+    Guard {
+        /// Which.
+        reason: Reason,
+        /// What is wrong, and what to do.
+        message: String,
+    },
     /// Making a CRL failed.
     #[error(transparent)]
     Crl(#[from] CrlError),
@@ -62,6 +71,7 @@ impl Error {
             Self::Token(_) => "token",
             Self::Issue(_) => "issue",
             Self::Verify(_) => "verify",
+            Self::Guard { .. } => "guard",
             Self::Crl(_) => "crl",
         }
     }

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
+use super::adoption::adopt;
 use super::context::{Context, Signing, index_key, revocation_keys};
 use super::error::Error;
 use super::material::{Found, add_keystores, gather_secret, private_key};
@@ -26,6 +27,7 @@ use crate::pki::issue::{IssueRequest, issue};
 use crate::pki::verify::verify_issued;
 use crate::plan::authority::crl_url;
 use crate::plan::identity::{AuthorityView, Decision, Issuance, Trigger, World, decide, holder};
+use crate::plan::ledger::record::bounded_subject;
 use crate::plan::ledger::{Issued, Record};
 use crate::plan::material::{KeySource, Material};
 use crate::plan::renewal::renewal;
@@ -84,9 +86,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         decide(&gather(&context, &identity, namespace, signing.as_deref(), &retiring, found, now))
     };
     let mut found = gather_secret(&context, &identity, signing.as_deref(), now, false).await?;
+    adopt(&context, &identity, &mut found, now).await?;
     let mut decision = judge(&found);
     if !found.whole && matches!(decision, Decision::Issue(_) | Decision::Refresh(_)) {
         found = gather_secret(&context, &identity, signing.as_deref(), now, true).await?;
+        adopt(&context, &identity, &mut found, now).await?;
         decision = judge(&found);
     }
 
@@ -100,6 +104,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             // Without its CA at hand a chain and a bundle could not be checked.
             if let (Some(secret), Some(_)) = (&found.secret, &signing) {
                 context.note_checked(key, secret);
+            }
+            if signing.is_some() {
+                upkeep::record_certificate(&context, &identity, &current, now).await?;
             }
             settle(&context, &identity, &current, renewal, now).await
         }
@@ -372,6 +379,7 @@ async fn issue_into(
         revision: issuance.revision,
         not_after: issuance.not_after,
         holder: holder(identity),
+        subject: bounded_subject(&issuance.profile.subject.to_rfc4514()),
         issued_at: Some(truncate(now)),
         supersedes: issuance.supersedes,
         retain: upkeep::retains(&identity.spec),
@@ -415,6 +423,7 @@ async fn issue_into(
     let repaired = issuance.trigger == Trigger::Repair;
     let written = write(&context.client, &render_secret(identity, present, &rendered)).await?;
     context.note_checked(Key::of(identity), &written);
+    upkeep::record_certificate(context, identity, &current, now).await?;
 
     let trigger = issuance.trigger.as_str();
     info!(trigger, %serial, revision = current.revision, not_after = %current.not_after, "issued");

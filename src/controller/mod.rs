@@ -1,6 +1,8 @@
 //! The controllers: each gathers a world, asks its planner, and carries the decision out.
 
+mod adoption;
 pub mod authority;
+mod compaction;
 pub mod context;
 mod crl;
 pub mod error;

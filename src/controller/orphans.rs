@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use tracing::{debug, info};
 
+use super::adoption::{is_expected, ownerless};
 use super::context::Context;
 use super::error::Error;
 use crate::api::ClientIdentity;
@@ -19,12 +20,14 @@ use crate::plan::ledger::{CaKey, Issued, Record, Revoked};
 
 /// Revokes every live certificate whose identity is gone, unless the ledger says that it outlives it: no finalizer is needed, so also when this
 /// process was down at the time or the whole namespace was wiped. The store only suggests; a
-/// consistent list decides.
+/// consistent list decides. Tells whether one waits for its identity to be restored from a backup.
 pub(super) async fn revoke_orphans(
     context: &Context,
     key: &CaKey,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    let mut waits = false;
+    let mut candidates = None;
     let mut suspects: BTreeMap<String, Vec<Issued>> = BTreeMap::new();
     context.ledger.read(key, |ledger| {
         for issued in ledger.live(now) {
@@ -60,8 +63,23 @@ pub(super) async fn revoke_orphans(
         };
         let uids: HashSet<_> =
             present.iter().filter_map(|identity| identity.metadata.uid.as_deref()).collect();
-        let gone: Vec<_> =
-            issued.into_iter().filter(|issued| !uids.contains(&*issued.holder.uid)).collect();
+        let mut gone = Vec::new();
+        for issued in issued.into_iter().filter(|issued| !uids.contains(&*issued.holder.uid)) {
+            let mut others = present.iter();
+            let other = others.find(|other| other.name_any() == *issued.holder.name);
+            let secrets = candidates.get_or_insert_with(|| ownerless(context));
+            if is_expected(context, &issued, other, secrets, now).await? {
+                waits = true;
+            } else {
+                gone.push(issued);
+            }
+        }
+        // Meanwhile somebody may have taken it over.
+        context.ledger.read(key, |ledger| {
+            gone.retain(|issued| {
+                ledger.find(&issued.serial).is_some_and(|now| now.holder == issued.holder)
+            });
+        });
         if gone.is_empty() {
             continue;
         }
@@ -81,5 +99,5 @@ pub(super) async fn revoke_orphans(
             info!(serial = %issued.serial, holder, "revoked: the ClientIdentity is gone");
         }
     }
-    Ok(())
+    Ok(waits)
 }

@@ -130,8 +130,11 @@ fn published(
 
 /// Are all parts of a CRL in the cluster? The watch shows them before the head that names them.
 pub(super) fn has_parts(context: &Context, published: &Published) -> bool {
-    let key = |name: &String| Key::new(&context.namespace, name);
-    published.parts.iter().all(|name| context.stores.crls.get(&key(name)).is_some())
+    published.parts.iter().all(|name| is_there(context, name))
+}
+
+fn is_there(context: &Context, part: &str) -> bool {
+    context.stores.crls.get(&Key::new(&context.namespace, part)).is_some()
 }
 
 /// Signs, checks by independent code, and publishes under the version of what stood before. `previous` is
@@ -157,8 +160,7 @@ pub(super) async fn publish(
     let known = previous.map(|previous| previous.parts.clone()).unwrap_or_default();
     let new: Vec<ConfigMap> = rendered.parts.drain(..).collect();
     let parts: Vec<String> = new.iter().map(ResourceExt::name_any).collect();
-    let gone = previous.is_some_and(|previous| !has_parts(context, previous));
-    let new = new.into_iter().filter(|part| gone || !known.contains(&part.name_any()));
+    let new = new.into_iter().filter(|part| !is_there(context, &part.name_any()));
     stream::iter(new.map(Ok)).try_for_each_concurrent(AT_ONCE, |part| put(context, part)).await?;
 
     rendered.head.metadata.namespace = Some(context.namespace.clone());

@@ -18,7 +18,7 @@ use tracing::info;
 use super::context::{Context, Queues, Stores, index_key, revocation_keys};
 use super::queue::{self, Queue};
 use super::servers::Servers;
-use super::{authority, identity, revocation, trust};
+use super::{authority, compaction, identity, revocation, trust};
 use crate::api::{ClientIdentity, annotation, label};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
@@ -152,6 +152,7 @@ pub async fn run(
     let context = Arc::new(Context {
         client: clients.call.clone(),
         namespace: config.namespace.clone(),
+        namespaces: config.namespaces.clone(),
         gate_url: config.gate_url.clone(),
         token: config.token.clone(),
         servers: config.crl_servers.clone().map(Servers::new),
@@ -165,6 +166,7 @@ pub async fn run(
         signing: RwLock::new(HashMap::new()),
         checked: Mutex::new(HashMap::new()),
         written: Mutex::new(HashMap::new()),
+        awaited: Mutex::new(HashMap::new()),
         repairs: Mutex::new(HashMap::new()),
         restarted: Mutex::new(HashMap::new()),
         status_written: Mutex::new(HashMap::new()),
@@ -230,8 +232,9 @@ async fn run_loops(
     tokio::join!(
         control!(authority, 4),
         control!(identity, concurrency),
-        control!(revocation, 8),
+        control!(revocation, concurrency),
         control!(trust, 4),
+        compaction::run(context.clone(), stop.clone()),
     );
 }
 

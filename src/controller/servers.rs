@@ -17,6 +17,8 @@ use crate::plan::ledger::CaKey;
 
 /// A server that takes longer is not observed.
 const LIMIT: Duration = Duration::from_secs(2);
+/// As much of an answer is read.
+const LONGEST: u64 = 4 * 1024 * 1024;
 /// Whoever asks within this time shares an observation.
 const SHARED: Duration = Duration::from_millis(250);
 /// As many servers are asked at once.
@@ -83,7 +85,7 @@ impl Servers {
     }
 
     async fn index(&self, server: SocketAddr) -> Result<BTreeMap<CaKey, CrlNumber>, String> {
-        let answer = timeout(LIMIT, http::get(server, &self.address, INDEX)).await;
+        let answer = timeout(LIMIT, http::get(server, &self.address, INDEX, LONGEST)).await;
         let answer = answer.map_err(|_| format!("{server} gave no answer in {LIMIT:?}"))?;
         let answer = answer.map_err(|error| format!("{server}: {error}"))?;
         if !answer.is_ok() {
@@ -93,8 +95,8 @@ impl Servers {
     }
 }
 
-fn read(text: &str) -> Option<BTreeMap<CaKey, CrlNumber>> {
-    let index: Index = serde_json::from_str(text).ok()?;
+fn read(text: &[u8]) -> Option<BTreeMap<CaKey, CrlNumber>> {
+    let index: Index = serde_json::from_slice(text).ok()?;
     let one = |listed: Listed| {
         let key = CaKey { authority: listed.authority.into(), generation: listed.generation };
         Some((key, CrlNumber(listed.number.parse().ok()?)))
@@ -127,7 +129,7 @@ mod tests {
                 )
             })
             .collect();
-        read(&format!("{{\"crls\":[{}]}}", all.join(","))).expect("an index")
+        read(format!("{{\"crls\":[{}]}}", all.join(",")).as_bytes()).expect("an index")
     }
 
     #[test]
@@ -144,7 +146,7 @@ mod tests {
         for text in
             ["", "[]", "{}", "{\"crls\":[{\"authority\":\"a\",\"generation\":1,\"number\":\"x\"}]}"]
         {
-            assert_eq!(read(text), None, "{text}");
+            assert_eq!(read(text.as_bytes()), None, "{text}");
         }
     }
 

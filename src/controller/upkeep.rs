@@ -13,8 +13,9 @@ use crate::api::lifecycle::DeletionPolicy;
 use crate::api::{ClientIdentity, ClientIdentitySpec};
 use crate::cluster::Key;
 use crate::metrics::authority as label;
-use crate::plan::history::{Certificate, retention, superseded};
-use crate::plan::ledger::{CaKey, Record};
+use crate::pki::sha256_from_hex;
+use crate::plan::history::{Certificate, retention, superseded, unrecorded};
+use crate::plan::ledger::{CaKey, Record, Signed};
 use crate::plan::retry::REPAIR_WINDOW;
 use crate::plan::secret::Current;
 
@@ -90,6 +91,36 @@ pub(super) async fn record_retention(
     if !changed.is_empty() {
         info!(retain, certificates = changed.len(), "recording the deletion policy");
         record(context, changed).await?;
+    }
+    Ok(())
+}
+
+/// Brings the ledger to know a certificate that stands in its Secret. Its issuance is recorded before it is
+/// signed, and only missing when the ledger lost it. Its fingerprint comes later, with the next records: it
+/// is not worth a write of its own, and can be told from the Secret again.
+pub(super) async fn record_certificate(
+    context: &Context,
+    identity: &ClientIdentity,
+    current: &Current,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let authority = identity.spec.authority_ref.name.as_str();
+    let ca = CaKey { authority: authority.into(), generation: current.generation };
+    let serial = current.serial;
+    let (is_lost, is_new) = context.ledger.read_all(|books| {
+        let of_ca = books.get(&ca);
+        let is_lost = books.values().all(|book| book.find(&serial).is_none());
+        (is_lost, of_ca.is_none_or(|book| book.fingerprint(&serial).is_none()))
+    });
+    if is_lost && current.not_after > now {
+        info!(%serial, "recording a certificate that the ledger lost");
+        let record = Record::Issued(unrecorded(identity, current));
+        context.ledger.record(&ca, vec![record]).await?;
+    }
+    let fingerprint = sha256_from_hex(&current.fingerprint).filter(|_| is_new);
+    let is_known = || context.ledger.read(&ca, |ledger| ledger.find(&serial).is_some());
+    if let Some(fingerprint) = fingerprint.filter(|_| is_known()) {
+        context.ledger.record_later(&ca, Record::Signed(Signed { serial, fingerprint }));
     }
     Ok(())
 }

@@ -52,29 +52,39 @@ pub(super) fn unsigned(out: &mut Vec<u8>, big_endian: &[u8]) {
     out.extend_from_slice(digits);
 }
 
+/// 2050-01-01T00:00:00Z, in seconds since 1970.
+const GENERALIZED_FROM: i64 = 2_524_608_000;
+
 /// Appends a Time: UTCTime until 2049, GeneralizedTime from 2050 (RFC 5280 section 5.1.2.4).
 pub(super) fn time(out: &mut Vec<u8>, time: Timestamp) {
+    // Formatted by hand: a CRL has a million of them.
     let civil = Offset::UTC.to_datetime(time);
     let year = civil.year().unsigned_abs();
-    let (tag, century) = match year {
-        ..2050 => (UTC_TIME, None),
-        _ => (GENERALIZED_TIME, Some(year / 100)),
-    };
-    // Formatted by hand: a CRL has a million of them.
-    let fields = [year % 100, civil.month() as u16, civil.day() as u16]
-        .into_iter()
-        .chain([civil.hour(), civil.minute(), civil.second()].map(|field| field as u16));
-    out.extend_from_slice(&[tag, (time_length(time) - 2) as u8]);
-    for field in century.into_iter().chain(fields) {
-        out.extend_from_slice(&[b'0' + (field / 10) as u8, b'0' + (field % 10) as u8]);
+    let (century, year) = ((year / 100) as u8, (year % 100) as u8);
+    let numbers = [
+        century,
+        year,
+        civil.month().unsigned_abs(),
+        civil.day().unsigned_abs(),
+        civil.hour().unsigned_abs(),
+        civil.minute().unsigned_abs(),
+        civil.second().unsigned_abs(),
+    ];
+    let mut digits = [b'Z'; 15];
+    for (pair, number) in digits.chunks_exact_mut(2).zip(numbers) {
+        pair.copy_from_slice(&[b'0' + number / 10, b'0' + number % 10]);
     }
-    out.push(b'Z');
+    if time.as_second() < GENERALIZED_FROM {
+        out.extend_from_slice(&[UTC_TIME, 13]);
+        out.extend_from_slice(&digits[2..]);
+    } else {
+        out.extend_from_slice(&[GENERALIZED_TIME, 15]);
+        out.extend_from_slice(&digits);
+    }
 }
 
 /// How many octets [`time`] appends.
 pub(super) fn time_length(time: Timestamp) -> usize {
-    // 2050-01-01T00:00:00Z.
-    const GENERALIZED_FROM: i64 = 2_524_608_000;
     if time.as_second() < GENERALIZED_FROM { 15 } else { 17 }
 }
 

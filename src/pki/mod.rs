@@ -4,6 +4,7 @@
 pub mod authority;
 pub mod crl;
 pub mod crl_bundle;
+pub mod crl_import;
 pub mod csr;
 mod der;
 pub mod encode;
@@ -42,6 +43,20 @@ pub fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("writing to a String can't fail");
         text
     })
+}
+
+/// A SHA-256 from hex; nothing when the text is none.
+pub fn sha256_from_hex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    let mut bytes = [0; 32];
+    if digits.len() != 2 * bytes.len() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(bytes)
 }
 
 /// The one place where our times become rcgen's. Whole seconds: X.509 knows no finer ones.

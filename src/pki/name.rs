@@ -48,6 +48,19 @@ impl Attribute {
         matches!(self, Self::Country | Self::SerialNumber)
     }
 
+    /// Its descriptor (RFC 4514 section 3, RFC 4519).
+    const fn keyword(self) -> &'static str {
+        match self {
+            Self::Country => "C",
+            Self::StateOrProvince => "ST",
+            Self::Locality => "L",
+            Self::Organization => "O",
+            Self::OrganizationalUnit => "OU",
+            Self::CommonName => "CN",
+            Self::SerialNumber => "serialNumber",
+        }
+    }
+
     /// id-at, then one octet.
     const fn oid(self) -> [u8; 3] {
         let last = match self {
@@ -68,7 +81,34 @@ pub fn is_printable(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" '()+,-./:=?".contains(&byte))
 }
 
+/// A value with the escapes of RFC 4514 section 2.4.
+fn escaped(text: &str) -> String {
+    let last = text.chars().count().saturating_sub(1);
+    let mut out = String::with_capacity(text.len());
+    for (place, character) in text.chars().enumerate() {
+        let at_the_edge =
+            (place == 0 && [' ', '#'].contains(&character)) || (place == last && character == ' ');
+        if character == '\0' {
+            out.push_str("\\00");
+            continue;
+        }
+        if at_the_edge || "\"+,;<>\\".contains(character) {
+            out.push('\\');
+        }
+        out.push(character);
+    }
+    out
+}
+
 impl Name {
+    /// The Name as text (RFC 4514 section 2): the last attribute comes first.
+    pub fn to_rfc4514(&self) -> String {
+        let pair = |(attribute, text): &(Attribute, String)| {
+            format!("{}={}", attribute.keyword(), escaped(text))
+        };
+        self.0.iter().rev().map(pair).collect::<Vec<_>>().join(",")
+    }
+
     /// The Name, DER.
     pub fn to_der(&self) -> Vec<u8> {
         let mut names = Vec::new();
@@ -86,6 +126,18 @@ impl Name {
 mod tests {
     use super::*;
     use x509_parser::prelude::{FromDer, X509Name};
+
+    #[test]
+    fn as_text_the_last_attribute_comes_first_and_specials_are_escaped() {
+        let name = Name(vec![
+            (Attribute::Organization, "Sue, Grabbit and Runn".into()),
+            (Attribute::SerialNumber, " A 7 ".into()),
+            (Attribute::CommonName, "#1 \"Lučić\" <a+b;c\\d=e>\0".into()),
+        ]);
+        let told = "CN=\\#1 \\\"Lučić\\\" \\<a\\+b\\;c\\\\d=e\\>\\00,serialNumber=\\ A 7\\ ,O=Sue\\, Grabbit and Runn";
+        assert_eq!(name.to_rfc4514(), told);
+        assert_eq!(Name::default().to_rfc4514(), "");
+    }
 
     #[test]
     fn every_attribute_is_read_back_several_of_a_kind_too() {

@@ -47,6 +47,10 @@ pub enum Reason {
     SourceUnusable,
     /// The next CRL would lack a revoked serial.
     ShrinkGuard,
+    /// The ledger is older than the published CRL.
+    FreshnessGuard,
+    /// A part of the ledger is lost or damaged.
+    LedgerDamaged,
     /// Signing or checking the CRL failed.
     CrlFailed,
     /// The token that holds the CA's key is away, or refuses to work.
@@ -65,6 +69,8 @@ impl Reason {
             Self::Expired => "Expired",
             Self::SourceUnusable => "SourceUnusable",
             Self::ShrinkGuard => "ShrinkGuard",
+            Self::FreshnessGuard => "FreshnessGuard",
+            Self::LedgerDamaged => "LedgerDamaged",
             Self::CrlFailed => "CrlFailed",
             Self::TokenUnavailable => "TokenUnavailable",
             Self::InvalidAllow => "InvalidAllow",

@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::authority::Reason;
 use super::ledger::{Ledger, Revoked};
 use crate::pki::Serial;
 use crate::pki::crl::{CrlFacts, CrlNumber, Entry};
@@ -10,12 +11,40 @@ use crate::pki::crl::{CrlFacts, CrlNumber, Entry};
 pub const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Revocations that follow a publication within this time share the next one.
-pub const COALESCE: SignedDuration = SignedDuration::from_secs(2);
+pub const COALESCE: SignedDuration = SignedDuration::from_millis(1500);
+
+/// What keeps a CRL from being published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// It would lack a serial that must stay.
+    Shrink,
+    /// The published one was made from a later state of the ledger.
+    Freshness,
+    /// The ledger is not whole.
+    Ledger,
+}
+
+impl Guard {
+    /// The reason in the authority's condition.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Shrink => Reason::ShrinkGuard,
+            Self::Freshness => Reason::FreshnessGuard,
+            Self::Ledger => Reason::LedgerDamaged,
+        }
+    }
+}
 
 /// Everything that the decision depends on.
 pub struct World<'a> {
     /// The ledger of the CA.
     pub ledger: &'a Ledger,
+    /// Why the ledger is not whole.
+    pub trouble: Option<&'a str>,
+    /// The position of its next record.
+    pub position: u64,
+    /// The position from which the published CRL was made.
+    pub published_position: Option<u64>,
     /// The published CRL.
     pub published: Option<&'a CrlFacts>,
     /// Does it still stand in the cluster? If somebody deleted it, it is published anew.
@@ -45,6 +74,8 @@ pub struct Publication {
     pub added: Vec<Entry>,
     /// Serials of the published CRL that it will not have, sorted.
     pub leaving: Vec<Serial>,
+    /// The position of the ledger's next record.
+    pub ledger_position: u64,
 }
 
 impl Publication {
@@ -71,12 +102,18 @@ pub enum Decision {
     Publish(Publication),
     /// The published one is good; look again then.
     WaitUntil(Timestamp),
-    /// The next one would lack a serial that must stay: keep the published one in service.
-    Refuse(String),
+    /// A guard says no: keep the published one in service. The message says why, and what to do.
+    Refuse(Guard, String),
 }
 
 /// Decides whether a CRL must be published now.
 pub fn decide(world: &World<'_>) -> Decision {
+    if let Some(trouble) = world.trouble {
+        return Decision::Refuse(Guard::Ledger, in_service(trouble));
+    }
+    if let Some(message) = freshness_guard(world) {
+        return Decision::Refuse(Guard::Freshness, message);
+    }
     let Some(published) = world.published else {
         let changes = Changes { added: world.ledger.crl_entries(None), ..Changes::default() };
         return Decision::Publish(publication(world, changes));
@@ -113,6 +150,7 @@ fn publication(world: &World<'_>, changes: Changes) -> Publication {
         next_update: crate::api::condition::truncate(next_update),
         added: changes.added,
         leaving: changes.leaving,
+        ledger_position: world.position,
     }
 }
 
@@ -158,6 +196,22 @@ pub fn is_unpublished(ledger: &Ledger, published: Option<&CrlFacts>) -> bool {
         Some(published) => !compare(ledger, published, false).added.is_empty(),
         None => ledger.revoked().next().is_some(),
     }
+}
+
+fn in_service(trouble: &str) -> String {
+    format!("no CRL is published, the one in service stays: {trouble}")
+}
+
+/// A ledger that has fewer records than the published CRL was made from came back from a backup: it lacks
+/// revocations, perhaps such that no CRL told yet.
+fn freshness_guard(world: &World<'_>) -> Option<String> {
+    let published = world.published_position.filter(|position| world.position < *position)?;
+    Some(in_service(&format!(
+        "the ledger ends before record {}, and the published CRL was made when it held {published}. Restore the \
+         ConfigMaps labelled countersign.dev/component=ledger from a newer backup, or let it go on without what is \
+         lost: countersign ledger recover --help",
+        world.position
+    )))
 }
 
 /// When the published CRL is to be signed anew: after `refresh`, and with a third of its own validity
@@ -218,6 +272,9 @@ mod tests {
     fn world<'a>(ledger: &'a Ledger, published: Option<&'a CrlFacts>, now: i64) -> World<'a> {
         World {
             ledger,
+            trouble: None,
+            position: 7,
+            published_position: published.map(|_| 7),
             published,
             in_service: true,
             published_at: None,
@@ -252,6 +309,7 @@ mod tests {
                 next_update: second(2),
                 added: added.into_iter().map(entry).collect(),
                 leaving,
+                ledger_position: 0,
             };
             let listed: Vec<Serial> = publication.serials(&published).collect();
             assert_eq!(listed, list(expected), "{published:?}");
@@ -323,10 +381,38 @@ mod tests {
     #[test]
     fn a_lost_revocation_stops_the_publication() {
         let (ledger, crl) = (ledger(&["0a"]), published(1000, &["0a", "0b"]));
-        let Decision::Refuse(message) = decide(&world(&ledger, Some(&crl), 9000)) else {
+        let Decision::Refuse(Guard::Shrink, message) = decide(&world(&ledger, Some(&crl), 9000))
+        else {
             panic!("published a CRL that lacks 0b")
         };
         assert!(message.contains("0b among them"), "{message}");
+    }
+
+    #[test]
+    fn a_ledger_that_is_behind_or_not_whole_stops_the_publication() {
+        let (ledger, crl) = (ledger(&["0a", "0b"]), published(1000, &["0a"]));
+        let due = || world(&ledger, Some(&crl), 9000);
+        let refusal = |world: World<'_>| match decide(&world) {
+            Decision::Refuse(guard, message) => Some((guard, message)),
+            Decision::Publish(publication) => {
+                assert_eq!(publication.ledger_position, world.position);
+                None
+            }
+            Decision::WaitUntil(_) => panic!("a CRL is due"),
+        };
+        assert_eq!(refusal(due()), None);
+        assert_eq!(refusal(World { position: 8, ..due() }), None);
+        assert_eq!(refusal(World { published_position: None, position: 0, ..due() }), None);
+        let (guard, message) = refusal(World { position: 6, ..due() }).unwrap();
+        assert_eq!(guard, Guard::Freshness);
+        assert!(message.contains("before record 6") && message.contains("held 7"), "{message}");
+        let (guard, message) = refusal(World { trouble: Some("a gap"), ..due() }).unwrap();
+        assert_eq!(guard, Guard::Ledger);
+        assert!(message.contains("a gap"), "{message}");
+        // Also where there is no CRL yet: it would say that nothing is revoked.
+        let nothing = Ledger::default();
+        let first = World { trouble: Some("a gap"), ..world(&nothing, None, 9000) };
+        assert!(refusal(first).is_some());
     }
 
     #[test]

@@ -4,10 +4,16 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::identity::holder;
+use super::ledger::record::bounded_subject;
 use super::ledger::{CaKey, Issued, Record, Revoked};
+use super::names::parse;
 use super::secret::Current;
+use crate::api::ClientIdentity;
 use crate::api::condition::truncate;
-use crate::api::lifecycle::{CertificateRevision, RevocationPolicy, SupersededPolicy};
+use crate::api::lifecycle::{
+    CertificateRevision, DeletionPolicy, RevocationPolicy, SupersededPolicy,
+};
 use crate::api::revocation::RevocationReason;
 use crate::pki::Serial;
 
@@ -135,6 +141,22 @@ pub fn superseded(
     plan
 }
 
+/// The issuance of a certificate that the ledger does not know, as far as it can be told from its Secret.
+pub fn unrecorded(identity: &ClientIdentity, current: &Current) -> Issued {
+    // The certificate was checked against the spec.
+    let subject = parse(&identity.spec).ok().map(|profile| profile.subject.to_rfc4514());
+    Issued {
+        serial: current.serial,
+        revision: current.revision,
+        not_after: current.not_after,
+        holder: holder(identity),
+        subject: subject.and_then(|subject| bounded_subject(&subject)),
+        issued_at: Some(truncate(super::renewal::made(current))),
+        supersedes: 0,
+        retain: identity.spec.deletion_policy == DeletionPolicy::Retain,
+    }
+}
+
 /// The records to append so that every live certificate is known to outlive its identity, or not to.
 pub fn retention(
     certificates: &[Certificate],
@@ -198,7 +220,7 @@ mod tests {
                     assert_eq!(revoked.reason, Some(4));
                     revoked.serial.to_string()
                 }
-                Record::Issued(issued) => panic!("{issued:?}"),
+                other => panic!("{other:?}"),
             })
             .collect()
     }

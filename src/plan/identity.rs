@@ -320,7 +320,7 @@ pub fn decide(world: &World<'_>) -> Decision {
 fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Trigger> {
     let current = match &world.secret {
         SecretView::Good(current) => current,
-        SecretView::Broken(_) => return Some(Trigger::Repair),
+        SecretView::Broken(_) | SecretView::Restored(_) => return Some(Trigger::Repair),
         _ => return Some(Trigger::Missing),
     };
     if world.revoked || world.to_be_revoked {
@@ -725,14 +725,34 @@ pub(crate) mod tests {
         let mut predecessor = ours.clone();
         predecessor.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
         assert_eq!(decide(&fixture.world(fixture.view(&predecessor))), Decision::Wait);
-        let mut unlabelled = ours.clone();
+        let mut unlabelled = ours;
         unlabelled.metadata.labels = None;
         let decision = decide(&fixture.world(fixture.view(&unlabelled)));
         assert_eq!(trigger_of(decision), Some(Trigger::Repair), "it would not be watched");
-        let mut restored = ours;
+    }
+
+    #[test]
+    fn a_restored_secret_is_kept_when_its_certificate_is_taken_over_and_replaced_otherwise() {
+        let fixture = Fixture::new();
+        let mut restored = fixture.issued();
         restored.metadata.owner_references = None;
-        let decision = decide(&fixture.world(fixture.view(&restored)));
+        let SecretView::Restored(current) = fixture.view(&restored) else {
+            panic!("{:?}", fixture.view(&restored))
+        };
+        let decision = decide(&fixture.world(SecretView::Restored(current.clone())));
         assert_eq!(trigger_of(decision), Some(Trigger::Repair));
+        let taken_over = World { dressed: false, ..fixture.world(SecretView::Good(current)) };
+        assert!(matches!(decide(&taken_over), Decision::Refresh(_)));
+        // Without the right key, or from a CA that nobody trusts, it is not even looked up.
+        let mut keyless = restored.clone();
+        keyless.data.as_mut().unwrap().remove("tls.key");
+        assert!(matches!(fixture.view(&keyless), SecretView::Broken(_)));
+        let none = Published { trusted: &[], bundle: &fixture.bundle };
+        let view = |published| {
+            view_secret(&fixture.identity, Some(&restored), published, None, instant(NOW))
+        };
+        assert!(matches!(view(Some(none)), SecretView::Broken(_)));
+        assert!(matches!(view(None), SecretView::Broken(_)));
     }
 
     #[test]

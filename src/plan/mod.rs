@@ -1,6 +1,7 @@
 //! What shall be: pure functions from a gathered world and a time to decisions, and from decisions to
 //! the objects that carry them out. No client, no clock, no randomness.
 
+pub mod adoption;
 pub mod allow;
 pub mod authority;
 pub mod cel;

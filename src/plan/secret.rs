@@ -54,6 +54,9 @@ pub enum SecretView {
     },
     /// It is ours, and what it holds is not a usable certificate; why.
     Broken(&'static str),
+    /// It carries our mark for this identity and no owner reference, as a restored backup does, and holds
+    /// a certificate with its key: the ledger says whether it is this identity's.
+    Restored(Current),
     /// It is ours and holds a certificate with its key.
     Good(Current),
 }
@@ -123,17 +126,22 @@ pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<Secre
         {
             None
         }
-        // A restored backup comes without owner references. The Secret is taken over when it carries
-        // our mark for this very identity, its certificate is not: the ledger knows it as another's.
-        None if is_ours(secret)
-            && mark(secret, annotation::IDENTITY) == identity.metadata.name.as_ref() =>
-        {
+        None if is_ownerless(secret, &identity.name_any()) => {
             Some(SecretView::Broken("it has lost its owner reference"))
         }
         None => {
             Some(SecretView::Foreign("it carries no owner reference to this ClientIdentity".into()))
         }
     }
+}
+
+/// Does a Secret belong to nobody, and carry our mark for an identity of this name, as a restored backup
+/// does?
+pub fn is_ownerless(secret: &ObjectMeta, identity: &str) -> bool {
+    let is_controlled =
+        secret.owner_references.iter().flatten().any(|owner| owner.controller == Some(true));
+    let mark = mark(secret, annotation::IDENTITY);
+    !is_controlled && is_ours(secret) && mark.is_some_and(|mark| mark == identity)
 }
 
 fn is_ours(secret: &ObjectMeta) -> bool {
@@ -168,9 +176,7 @@ pub fn view_secret(
         let current = view_metadata(&secret.metadata);
         return SecretView::OtherType { present: present.to_owned(), wanted, current };
     }
-    if let Some(view) = owned {
-        return view;
-    }
+    let is_restored = owned.is_some();
     if !is_ours(&secret.metadata) {
         // The watch selects by the label: without it nobody would see the next change.
         return SecretView::Broken("it has lost its label");
@@ -199,7 +205,11 @@ pub fn view_secret(
     // they are.
     let verified_at = now.min(facts.not_after).max(facts.not_before);
     let trusted = published.map(|published| published.trusted).unwrap_or_default();
-    if let Some(ca) = trusted.iter().find(|ca| ca.facts().key_id == facts.authority_key_id)
+    let ca = trusted.iter().find(|ca| ca.facts().key_id == facts.authority_key_id);
+    if is_restored && ca.is_none() {
+        return SecretView::Broken("it has lost its owner reference");
+    }
+    if let Some(ca) = ca
         && verify_client(&chain[0], &chain[1..], std::slice::from_ref(ca.root()), verified_at)
             .is_err()
     {
@@ -239,7 +249,7 @@ pub fn view_secret(
             current.data_hash = None;
         }
     }
-    SecretView::Good(current)
+    if is_restored { SecretView::Restored(current) } else { SecretView::Good(current) }
 }
 
 /// Key stores are missing when their password can't be had, unless those that stand there were made as

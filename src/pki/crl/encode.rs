@@ -80,8 +80,14 @@ pub fn encode(
 
 /// Appends an entry.
 pub(super) fn encode_entry(out: &mut Vec<u8>, entry: &Entry) {
-    out.extend_from_slice(&[SEQUENCE, (entry_length(entry) - 2) as u8]);
-    der::unsigned(out, entry.serial.as_be_bytes());
+    let serial = entry.serial.as_be_bytes();
+    let length = entry_length(entry);
+    out.reserve(length);
+    // A set top bit would read as a negative number (X.690 section 8.3).
+    let pad = usize::from(serial[0] & 0x80 != 0);
+    let header = [SEQUENCE, (length - 2) as u8, INTEGER, (serial.len() + pad) as u8, 0];
+    out.extend_from_slice(&header[..4 + pad]);
+    out.extend_from_slice(serial);
     der::time(out, entry.revoked_at);
     if let Some(reason) = allowed(entry.reason) {
         out.extend_from_slice(&REASON);
@@ -92,7 +98,7 @@ pub(super) fn encode_entry(out: &mut Vec<u8>, entry: &Entry) {
 /// How many octets an entry has: at most 56.
 pub(super) fn entry_length(entry: &Entry) -> usize {
     let serial = entry.serial.as_be_bytes();
-    let pad = usize::from(serial.first().is_some_and(|first| first & 0x80 != 0));
+    let pad = usize::from(serial[0] & 0x80 != 0);
     let reason = allowed(entry.reason).map_or(0, |_| REASON.len() + 1);
     2 + 2 + pad + serial.len() + der::time_length(entry.revoked_at) + reason
 }

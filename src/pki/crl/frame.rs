@@ -205,6 +205,11 @@ impl<'a> RawEntry<'a> {
     /// The code of a reasonCode that is all there is. `Err` when the extensions are anything else.
     pub(super) fn reason(&self) -> Result<Option<u8>, ()> {
         let Some(extensions) = self.extensions else { return Ok(None) };
+        // What nearly all entries of a long CRL have: SEQUENCE { SEQUENCE { 2.5.29.21, OCTET STRING {
+        // ENUMERATED } } }.
+        if let &[0x30, 12, 0x30, 10, 6, 3, 0x55, 0x1d, 0x15, 4, 3, 10, 1, code] = extensions {
+            return Ok(Some(code));
+        }
         let [extension] = der::parts(extensions, SEQUENCE).ok_or(())?;
         let Extension { oid, critical, value } = Extension::parse(extension).ok_or(())?;
         match der::read(value, ENUMERATED) {

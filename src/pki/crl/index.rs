@@ -83,6 +83,13 @@ fn bits_of(serial: &[u8]) -> Bits {
     bits
 }
 
+/// A bit of a serial, counted from the first of 160.
+fn bit(serial: &[u8], position: u8) -> bool {
+    let missing = 20 - serial.len();
+    let octet = usize::from(position / 8).checked_sub(missing).map_or(0, |at| serial[at]);
+    octet & (0x80 >> (position % 8)) != 0
+}
+
 /// How many first bits are the same.
 fn common(a: &Bits, b: &Bits) -> u8 {
     let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
@@ -103,16 +110,15 @@ impl Index {
     /// Takes over entries that are encoded already: the content of `revokedCertificates` of a CRL that
     /// [`super::lint`] has passed. None when they are not what this encoder makes, or not sorted.
     pub fn of_der(revoked: &[u8]) -> Option<Self> {
-        let mut last = None;
+        let mut last: &[u8] = &[];
         let mut rest = revoked;
         let mut entries = 0;
         while !rest.is_empty() {
             let (serial, next) = split_entry(rest)?;
-            if serial.len() > 20 || serial.is_empty() || last >= Some(bits_of(serial)) {
+            if serial.len() > 20 || order(last, serial) != Ordering::Less {
                 return None;
             }
-            last = Some(bits_of(serial));
-            rest = next;
+            (last, rest) = (serial, next);
             entries += 1;
         }
         let mut index = Self { chunks: Vec::new(), entries, bytes: revoked.len() };
@@ -221,7 +227,12 @@ impl Index {
 
 impl Chunk {
     fn new(node: Node, der: Vec<u8>) -> Self {
-        let entries = Serials(&der).count();
+        let mut rest = der.as_slice();
+        let mut entries = 0;
+        while let Some((_, next)) = split_entry(rest) {
+            rest = next;
+            entries += 1;
+        }
         Self { node, body: Arc::new(Body { der, entries }) }
     }
 }
@@ -252,11 +263,16 @@ fn split_entry(entries: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((serial.strip_prefix(&[0]).unwrap_or(serial), rest))
 }
 
+/// The numeric order of serials without leading zeros.
+fn order(a: &[u8], b: &[u8]) -> Ordering {
+    a.len().cmp(&b.len()).then_with(|| a.cmp(b))
+}
+
 /// How many octets of encoded entries come before the first that is not `before`.
-fn partition(der: &[u8], before: impl Fn(&Bits) -> bool) -> usize {
+fn partition(der: &[u8], before: impl Fn(&[u8]) -> bool) -> usize {
     let mut rest = der;
     while let Some((serial, next)) = split_entry(rest) {
-        if !before(&bits_of(serial)) {
+        if !before(serial) {
             break;
         }
         rest = next;
@@ -274,7 +290,9 @@ fn split(node: Node, der: &[u8], chunks: &mut Vec<Chunk>) {
         return;
     }
     let [lower, upper] = node.children();
-    let (first, second) = der.split_at(partition(der, |bits| lower.holds(bits)));
+    // All are below the node: one bit decides.
+    let middle = partition(der, |serial| !bit(serial, node.depth));
+    let (first, second) = der.split_at(middle);
     split(lower, first, chunks);
     split(upper, second, chunks);
 }
@@ -303,12 +321,13 @@ fn merge(old: &[u8], new: &[&Entry]) -> Vec<u8> {
     let mut merged = Vec::with_capacity(old.len() + length);
     let mut rest = old;
     for entry in new {
-        let bits = bits_of(entry.serial.as_be_bytes());
-        let (before, after) = rest.split_at(partition(rest, |known| known < &bits));
+        let serial = entry.serial.as_be_bytes();
+        let middle = partition(rest, |known| order(known, serial) == Ordering::Less);
+        let (before, after) = rest.split_at(middle);
         merged.extend_from_slice(before);
         rest = after;
         let known = split_entry(rest).map(|(serial, _)| serial);
-        if known != Some(entry.serial.as_be_bytes()) {
+        if known != Some(serial) {
             encode_entry(&mut merged, entry);
         }
     }
@@ -322,7 +341,7 @@ fn without(der: &[u8], gone: &[Serial]) -> Vec<u8> {
     let mut gone = gone.iter().peekable();
     let mut rest = der;
     while let Some((serial, next)) = split_entry(rest) {
-        let order = |other: &&Serial| bits_of(other.as_be_bytes()).cmp(&bits_of(serial));
+        let order = |other: &&Serial| order(other.as_be_bytes(), serial);
         while gone.next_if(|other| order(other) == Ordering::Less).is_some() {}
         if gone.next_if(|other| order(other) == Ordering::Equal).is_none() {
             kept.extend_from_slice(&rest[..rest.len() - next.len()]);
