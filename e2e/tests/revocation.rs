@@ -146,6 +146,27 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// The command at a terminal that somebody types into.
+    fn at_terminal(&self, arguments: &str, input: &str) -> (bool, String) {
+        let command = format!("{} revoke {arguments}", binary().display());
+        let mut child = Command::new(support::program("script"))
+            .args(["-q", "-e", "-c", &command, "/dev/null"])
+            .env("KUBECONFIG", self.plane.kubeconfig("admin"))
+            .env("TERM", "xterm")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("script runs");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(input.as_bytes()).expect("written");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        (output.status.success(), text(&output))
+    }
+}
+
 fn identity_yaml(name: &str, more: &str) -> String {
     format!(
         "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: clients}}, commonName: {name}, secretName: {name}-tls{more}}}}}"
@@ -630,7 +651,7 @@ async fn the_command_line_revokes_hundreds_and_asks_for_nothing_twice() {
     assert!(made().await.is_empty());
 
     let started = std::time::Instant::now();
-    let output = scene.cli(&with(&["--yes"]), None);
+    let output = scene.cli(&with(&["--yes", "--timeout", "240"]), None);
     let told = text(&output);
     println!("{COUNT} identities revoked in {:?}\n{told}", started.elapsed());
     assert!(output.status.success(), "{told}");
@@ -661,8 +682,17 @@ async fn the_command_line_revokes_hundreds_and_asks_for_nothing_twice() {
     );
     assert_eq!(made().await.len(), COUNT);
 
-    // One that fails fails the command, and says why.
+    // Somebody sits at a terminal: they are asked, and see a bar.
     let ns = scene.namespace.clone();
+    let (_, answered) = scene.at_terminal(&format!("-n {ns} --identity keeper"), "no\n");
+    assert!(answered.contains("Type yes to go on") && answered.contains("nothing was revoked"));
+    assert_eq!(made().await.len(), COUNT);
+    let command = format!("-n {ns} --identity keeper --certificates superseded");
+    let (_, answered) = scene.at_terminal(&command, "yes\n");
+    assert!(answered.contains("requested    [===") && answered.contains("1/1"), "{answered}");
+    assert_eq!(made().await.len(), COUNT + 1);
+
+    // One that fails fails the command, and says why.
     let one = scene.cli(&["-n", &ns, "--identity", "keeper", "--renew", "--yes"], None);
     assert!(one.status.success(), "{}", text(&one));
     assert_ne!(scene.serial("keeper").await, keeper);

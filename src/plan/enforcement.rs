@@ -308,7 +308,7 @@ mod tests {
         let good = trust("a", &[(1, "42", None)], false);
         let Enforcement { condition, trusts, time } = ask(vec![good], &[crl("staff", 1)]);
         let before = CertificateRevocationStatus {
-            conditions: condition::merge(&[], &[condition.clone()], Some(1), now),
+            conditions: condition::merge(&[], std::slice::from_ref(&condition), Some(1), now),
             trusts: trusts.clone(),
             enforced_time: time.clone(),
             ..Default::default()

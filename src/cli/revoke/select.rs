@@ -159,7 +159,7 @@ async fn identities(
         (names.is_empty() || names.contains(&identity.name_any()))
             && args.authority.as_ref().is_none_or(|wanted| wanted == authority)
     });
-    found.sort_by_key(|identity| Key::of(identity));
+    found.sort_by_key(Key::of);
     Ok(found)
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Refusal {
     /// The condition says why.
     Told(Reason, String),
     /// Which certificates are concerned is written down first.
-    Fix(CertificateRevocationStatus),
+    Fix(Box<CertificateRevocationStatus>),
     /// The identity holds nothing, and gets nothing.
     Held(String),
 }
@@ -55,7 +55,7 @@ impl Refusal {
                 } else {
                     (Reason::Pending, "it is being recorded")
                 };
-                let decision = told(world, fixed, reason, message.to_owned());
+                let decision = told(world, *fixed, reason, message.to_owned());
                 Decision { rests_on_secret: true, ..decision }
             }
             Self::Held(uid) => {
@@ -109,11 +109,11 @@ pub(super) fn scope<'a>(
         let fixed = revisions(spec, last, current, keeps_key);
         if fixed.is_some() {
             let identity_uid = Some(uid.to_owned());
-            return Err(Refusal::Fix(CertificateRevocationStatus {
+            return Err(Refusal::Fix(Box::new(CertificateRevocationStatus {
                 identity_uid,
                 revisions: fixed,
                 ..before.clone()
-            }));
+            })));
         }
     }
     let issued_before = spec.issued_before.as_ref().map(|time| time.0);
