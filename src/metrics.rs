@@ -1,5 +1,5 @@
 //! Prometheus metrics of the controller and the server. Labels are bounded: names of authorities,
-//! controllers and enums, never those of identities.
+//! controllers and enums, and of trusts with a canary; never those of identities.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -49,6 +49,26 @@ pub struct GateLabels {
     pub decision: &'static str,
 }
 
+/// Labels: which trust.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct TrustLabels {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub trust: String,
+}
+
+/// Labels of a canary's result.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CanaryLabels {
+    /// The trust's namespace.
+    pub namespace: String,
+    /// The trust's name.
+    pub trust: String,
+    /// `Passed`, or what went wrong.
+    pub result: &'static str,
+}
+
 /// All metrics, each made whether this process uses it or not.
 pub struct Metrics {
     registry: Registry,
@@ -78,11 +98,18 @@ pub struct Metrics {
     pub leader: Gauge<f64, AtomicU64>,
     /// The gate's answers.
     pub gate_decisions: Family<GateLabels, Counter>,
+    /// Seconds from the revocation of a canary's certificate until it was refused.
+    pub canary_refused_seconds: Family<AuthorityLabel, Histogram>,
+    /// When a canary's run last ended with all as it should be.
+    pub canary_last_success: Family<TrustLabels, Gauge<i64, AtomicI64>>,
+    /// How a canary stands.
+    pub canary_result: Family<CanaryLabels, Gauge<i64, AtomicI64>>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        let minutes = || Histogram::new(exponential_buckets(0.05, 2.0, 14));
         let mut metrics = Self {
             registry: Registry::with_prefix("countersign"),
             issued: Family::default(),
@@ -98,6 +125,9 @@ impl Default for Metrics {
             ca_not_after: Family::default(),
             leader: Gauge::default(),
             gate_decisions: Family::default(),
+            canary_refused_seconds: Family::new_with_constructor(minutes),
+            canary_last_success: Family::default(),
+            canary_result: Family::default(),
         };
         let r = &mut metrics.registry;
         r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -129,6 +159,21 @@ impl Default for Metrics {
         );
         r.register("leader", "1 when this process is the leader", metrics.leader.clone());
         r.register("gate_decisions", "Answers of the gate", metrics.gate_decisions.clone());
+        r.register(
+            "canary_refused_seconds",
+            "Seconds from the revocation of a canary's certificate until it was refused",
+            metrics.canary_refused_seconds.clone(),
+        );
+        r.register(
+            "canary_last_success_timestamp_seconds",
+            "End of the last run of a trust's canary in which all was as it should be",
+            metrics.canary_last_success.clone(),
+        );
+        r.register(
+            "canary_result",
+            "1 for the result of the last run of a trust's canary",
+            metrics.canary_result.clone(),
+        );
         metrics
     }
 }

@@ -47,6 +47,9 @@ pub enum Error {
     /// Making a CRL failed.
     #[error(transparent)]
     Crl(#[from] CrlError),
+    /// A certificate can't be shown.
+    #[error("failed to set up a TLS client: {0}")]
+    Tls(String),
 }
 
 impl Error {
@@ -63,6 +66,7 @@ impl Error {
             Self::Issue(_) => "issue",
             Self::Verify(_) => "verify",
             Self::Crl(_) => "crl",
+            Self::Tls(_) => "tls",
         }
     }
 

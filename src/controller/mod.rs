@@ -1,6 +1,7 @@
 //! The controllers: each gathers a world, asks its planner, and carries the decision out.
 
 pub mod authority;
+pub mod canary;
 pub mod context;
 mod crl;
 pub mod error;
@@ -8,10 +9,12 @@ mod generations;
 pub mod identity;
 mod material;
 mod orphans;
+mod probe;
 pub mod queue;
 pub mod revocation;
 mod rollout;
 pub mod run;
 mod settle;
+mod signing;
 pub mod trust;
 pub mod upkeep;

@@ -17,7 +17,7 @@ use tracing::info;
 
 use super::context::{Context, Queues, Stores, index_key};
 use super::queue::{self, Queue};
-use super::{authority, identity, revocation, trust};
+use super::{authority, canary, identity, revocation, trust};
 use crate::api::{ClientIdentity, annotation, label};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
@@ -47,6 +47,8 @@ pub struct Config {
     pub gate_url: String,
     /// The token that holds CA keys, if there is one.
     pub token: Option<Token>,
+    /// How canaries are run.
+    pub canary: canary::Settings,
 }
 
 /// Why the process ended.
@@ -66,13 +68,18 @@ struct Incoming {
     identity: mpsc::UnboundedReceiver<(Key, Duration)>,
     revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
     trust: mpsc::UnboundedReceiver<(Key, Duration)>,
+    canary: mpsc::UnboundedReceiver<(Key, Duration)>,
 }
 
 impl Incoming {
     fn drain(&mut self) {
-        for queue in
-            [&mut self.authority, &mut self.identity, &mut self.revocation, &mut self.trust]
-        {
+        for queue in [
+            &mut self.authority,
+            &mut self.identity,
+            &mut self.revocation,
+            &mut self.trust,
+            &mut self.canary,
+        ] {
             while queue.try_recv().is_ok() {}
         }
     }
@@ -84,6 +91,7 @@ fn push_everything(stores: &Stores, queues: &Queues) {
     stores.identities.keys().into_iter().for_each(|key| queues.identity.push(key));
     stores.revocations.keys().into_iter().for_each(|key| queues.revocation.push(key));
     stores.trusts.keys().into_iter().for_each(|key| queues.trust.push(key));
+    stores.trusts.keys().into_iter().for_each(|key| queues.canary.push(key));
     let marks = |namespace: Option<String>, annotations: &BTreeMap<String, String>| {
         let name = annotations.get(annotation::TRUST)?;
         Some(Key::new(namespace?, name))
@@ -162,7 +170,10 @@ pub async fn run(
         repairs: Mutex::new(HashMap::new()),
         restarted: Mutex::new(HashMap::new()),
         status_written: Mutex::new(HashMap::new()),
+        canary_settings: config.canary.clone(),
+        canaries: canary::Canaries::default(),
     });
+    canary::wake(&context);
     let (stop, stopped) = watch::channel(false);
     let loops = tokio::spawn(run_loops(context, incoming, config.concurrency, stopped));
     let lost = tokio::select! {
@@ -189,13 +200,15 @@ fn queues() -> (Queues, Incoming) {
     let (identity, identity_in) = Queue::new();
     let (revocation, revocation_in) = Queue::new();
     let (trust, trust_in) = Queue::new();
+    let (canary, canary_in) = Queue::new();
     (
-        Queues { authority, identity, revocation, trust },
+        Queues { authority, identity, revocation, trust, canary },
         Incoming {
             authority: authority_in,
             identity: identity_in,
             revocation: revocation_in,
             trust: trust_in,
+            canary: canary_in,
         },
     )
 }
@@ -225,6 +238,7 @@ async fn run_loops(
         control!(identity, concurrency),
         control!(revocation, 8),
         control!(trust, 4),
+        control!(canary, 4),
     );
 }
 
@@ -326,8 +340,11 @@ fn start_watches(
         tasks.spawn(stores.revocations.watch(api, all.clone(), slim, changed));
     }
     for api in scoped(client, &config.namespaces) {
-        let queue = queues.trust.clone();
-        let changed = move |key: &Key, _: Option<&_>| queue.push(key.clone());
+        let queues = queues.clone();
+        let changed = move |key: &Key, _: Option<&_>| {
+            queues.trust.push(key.clone());
+            queues.canary.push(key.clone());
+        };
         tasks.spawn(stores.trusts.watch(api, all.clone(), slim, changed));
     }
     watch_namespaces(config, client, stores, queues, &all, tasks);

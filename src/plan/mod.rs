@@ -3,8 +3,10 @@
 
 pub mod allow;
 pub mod authority;
+pub mod canary;
 pub mod cel;
 pub mod crl;
+pub mod destination;
 pub mod history;
 pub mod identity;
 pub mod ledger;
@@ -18,4 +20,5 @@ pub mod rotation;
 pub mod secret;
 pub mod status;
 pub mod template;
+pub mod trial;
 pub mod trust;

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
+use super::canary;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
 use crate::api::trust::{Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
@@ -36,6 +37,8 @@ pub struct World<'a> {
     pub routes: &'a [HostRoute],
     /// Base URL of the gate.
     pub gate_url: &'a str,
+    /// What the canary has to tell that was not told yet.
+    pub canary: Option<&'a canary::Report>,
     /// The time.
     pub now: Timestamp,
 }
@@ -221,11 +224,9 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
         message.truncate(message.floor_char_boundary(1024));
         Wanted::no(READY, reason, message)
     };
-    ClientTrustStatus {
-        observed_generation: generation,
-        conditions: condition::merge(&before.conditions, &[ready], generation, world.now),
-        targets,
-    }
+    let conditions = condition::merge(&before.conditions, &[ready], generation, world.now);
+    let (conditions, canary) = canary::told(world.trust, world.canary, conditions, world.now);
+    ClientTrustStatus { observed_generation: generation, conditions, targets, canary }
 }
 
 fn target_conditions(
@@ -316,6 +317,7 @@ mod tests {
                     name: "shop".into(),
                 }],
                 mode: Mode::Required,
+                canary: None,
             },
         );
         trust.metadata.namespace = Some("shop".into());
@@ -348,6 +350,7 @@ mod tests {
             }],
             routes,
             gate_url: "http://gate",
+            canary: None,
             now: Timestamp::UNIX_EPOCH,
         }
     }
