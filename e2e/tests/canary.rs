@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use support::control_plane::{ControlPlane, free_ports};
+use support::control_plane::{ControlPlane, fixture, free_ports};
 use support::operator::{NAMESPACE, Operator};
 use support::servers::{Server, write_files, write_server_certificate};
 use support::{
@@ -149,16 +149,16 @@ impl Scene {
     /// Feeds nginx with what the trust's Secret holds, as an ingress controller does, as long as something lasts.
     async fn fed<T>(&self, server: &mut Server, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
-        let mut fed = None;
         loop {
             tokio::select! {
                 done = &mut work => return done,
                 () = tokio::time::sleep(Duration::from_millis(50)) => {
                     let secret = self.secret().await;
-                    if fed != secret.data {
+                    let data = secret.data.as_ref().expect("data");
+                    let stands = |key: &str| fs::read(self.path().join(key)).is_ok_and(|have| have == data[key].0);
+                    if !(stands("ca.crt") && stands("ca.crl")) {
                         write_files(&secret, &["ca.crt", "ca.crl"], self.path());
                         server.reload();
-                        fed = secret.data;
                     }
                 }
             }
@@ -306,6 +306,19 @@ async fn it_finds_out_who_refuses_and_who_does_not_and_sees_the_end_of_the_troub
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_within_the_handshake_passes_and_is_found_out_too() {
+    let scene = Scene::new(LOOPBACK).await;
+    scene.create_trust(None).await;
+    write_files(&scene.secret().await, &["ca.crt", "ca.crl"], scene.path());
+    let mut server = Server::haproxy(scene.path());
+    let port = server.port;
+    scene.run_fed(&mut server, canary(port), "True", "Passed").await;
+    let trust = scene.run(json!({"timeout": "3s"}), "False", "RevokedClientAccepted").await;
+    assert!(message(&trust).contains("HTTP 200 3 s later"), "{}", message(&trust));
+    scene.run_fed(&mut server, json!({"timeout": "20s"}), "True", "Passed").await;
+}
+
+#[tokio::test]
 async fn a_run_is_one_write_of_the_status_and_between_runs_there_is_none() {
     let scene = Scene::new(LOOPBACK).await;
     scene.create_trust(None).await;
@@ -412,7 +425,11 @@ async fn it_goes_nowhere_and_gets_nothing_that_it_may_not() {
     assert!(message(&trust).contains("spec.allow.rules[0]"), "{}", message(&trust));
     scene.wait_for_counts(0, 2).await;
 
-    // What can't be is refused by the API server, or told.
+    // The example is one, and what can't be is refused by the API server, or told.
+    let example = fixture("examples/11-canary.yaml");
+    let example = example.replace("countersign-quickstart", &scene.namespace);
+    let example = example.replacen("name: shop", "name: example", 1);
+    try_create(&trusts, &example).await.expect("the example is taken");
     let refused = |canary: Value| {
         let trusts = trusts.clone();
         async move {
