@@ -88,6 +88,8 @@ pub struct Metrics {
     pub crl_entries: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// Bytes of the published CRL.
     pub crl_bytes: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
+    /// Bytes that CA certificates and CRLs leave free in the Secret of a `ClientTrust`.
+    pub crl_headroom: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// thisUpdate of the published CRL.
     pub crl_this_update: Family<AuthorityLabel, Gauge<i64, AtomicI64>>,
     /// nextUpdate of the published CRL.
@@ -104,12 +106,16 @@ pub struct Metrics {
     pub canary_last_success: Family<TrustLabels, Gauge<i64, AtomicI64>>,
     /// How a canary stands.
     pub canary_result: Family<CanaryLabels, Gauge<i64, AtomicI64>>,
+    /// Seconds from a `CertificateRevocation` to the CRL that holds its certificates.
+    pub revocation_published_seconds: Histogram,
+    /// Seconds from a `CertificateRevocation` until every `ClientTrust` had that CRL in force.
+    pub revocation_enforced_seconds: Histogram,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
-        let minutes = || Histogram::new(exponential_buckets(0.05, 2.0, 14));
+        let long = || Histogram::new(exponential_buckets(0.05, 2.0, 14));
         let mut metrics = Self {
             registry: Registry::with_prefix("countersign"),
             issued: Family::default(),
@@ -120,14 +126,17 @@ impl Default for Metrics {
             crl_guard_trips: Family::default(),
             crl_entries: Family::default(),
             crl_bytes: Family::default(),
+            crl_headroom: Family::default(),
             crl_this_update: Family::default(),
             crl_next_update: Family::default(),
             ca_not_after: Family::default(),
             leader: Gauge::default(),
             gate_decisions: Family::default(),
-            canary_refused_seconds: Family::new_with_constructor(minutes),
+            canary_refused_seconds: Family::new_with_constructor(long),
             canary_last_success: Family::default(),
             canary_result: Family::default(),
+            revocation_published_seconds: long(),
+            revocation_enforced_seconds: long(),
         };
         let r = &mut metrics.registry;
         r.register("certificates_issued", "Certificates issued", metrics.issued.clone());
@@ -142,6 +151,11 @@ impl Default for Metrics {
         );
         r.register("crl_entries", "Entries of the published CRL", metrics.crl_entries.clone());
         r.register("crl_bytes", "Bytes of the published CRL", metrics.crl_bytes.clone());
+        r.register(
+            "crl_headroom_bytes",
+            "Bytes that CA certificates and CRLs leave free in the Secret of a ClientTrust; negative when they do not fit",
+            metrics.crl_headroom.clone(),
+        );
         r.register(
             "crl_this_update_timestamp_seconds",
             "thisUpdate of the published CRL",
@@ -173,6 +187,16 @@ impl Default for Metrics {
             "canary_result",
             "1 for the result of the last run of a trust's canary",
             metrics.canary_result.clone(),
+        );
+        r.register(
+            "revocation_published_seconds",
+            "Seconds from a CertificateRevocation to the CRL that holds its certificates",
+            metrics.revocation_published_seconds.clone(),
+        );
+        r.register(
+            "revocation_enforced_seconds",
+            "Seconds from a CertificateRevocation until every ClientTrust had that CRL in force",
+            metrics.revocation_enforced_seconds.clone(),
         );
         metrics
     }

@@ -523,3 +523,53 @@ async fn a_ca_of_each_key_type_signs_what_nginx_and_openssl_take() {
     }
     drop((scene.operator, scene.plane));
 }
+
+#[tokio::test]
+async fn a_crl_that_has_grown_stays_complete_while_another_ca_takes_over() {
+    let scene = Scene::new().await;
+    scene
+        .authority(
+            "shards",
+            "{selfSigned: {commonName: Shards, intermediate: {}}, rotation: {preparation: 0s, reissueWithin: 0s}, crl: {maxEntries: 10}}",
+        )
+        .await;
+    scene.ready("shards").await;
+    scene.trust("edge", "shards").await;
+    for number in 0..10 {
+        scene.identity(&format!("device-{number}"), "shards").await;
+    }
+    scene.identity("survivor", "shards").await;
+    let before = certificates(data(&scene.secret("survivor-tls").await, "tls.crt")).expect("one");
+    for number in 0..10 {
+        create(
+            &scene.api::<CertificateRevocation>(),
+            &format!("{{metadata: {{name: stolen-{number}}}, spec: {{identityRef: {{name: device-{number}}}, reason: KeyCompromise}}}}"),
+        )
+        .await;
+    }
+    scene
+        .has_states("shards", &[(0, CaState::Root), (1, CaState::Retiring), (2, CaState::Active)])
+        .await;
+
+    // The survivor has moved to the new CA; the trust verifies both, and lists all ten, under one root.
+    eventually("the survivor has another certificate", async || {
+        let now = scene.secret("survivor-tls").await;
+        (certificates(data(&now, "tls.crt")).expect("one")[0] != before[0]).then_some(())
+    })
+    .await;
+    let trust = scene.secret("countersign-edge").await;
+    assert!(is_trusted(&scene.secret("survivor-tls").await, &trust));
+    let crls = pem_blocks(data(&trust, "ca.crl"));
+    let mut entries: Vec<usize> =
+        crls.iter().map(|der| crl::read(der).expect("a CRL").serials.len()).collect();
+    entries.sort_unstable();
+    assert_eq!(entries, [0, 0, 10], "the root's, the new CA's, the old one's");
+    let status = scene.authorities().get("shards").await.expect("it").status.expect("a status");
+    assert_eq!(status.crl.expect("a CRL").headroom_percent, Some(99));
+    wait_for(&scene.authorities(), "shards", "CRLFits", "True", "Fits").await;
+}
+
+fn pem_blocks(text: &[u8]) -> Vec<Vec<u8>> {
+    let blocks = ::pem::parse_many(text).expect("PEM");
+    blocks.into_iter().map(::pem::Pem::into_contents).collect()
+}

@@ -426,7 +426,7 @@ async fn it_goes_nowhere_and_gets_nothing_that_it_may_not() {
     scene.wait_for_counts(0, 2).await;
 
     // The example is one, and what can't be is refused by the API server, or told.
-    let example = fixture("examples/11-canary.yaml");
+    let example = fixture("examples/12-canary.yaml");
     let example = example.replace("countersign-quickstart", &scene.namespace);
     let example = example.replacen("name: shop", "name: example", 1);
     try_create(&trusts, &example).await.expect("the example is taken");

@@ -240,6 +240,9 @@ async fn a1_the_examples_work_as_they_are() {
     wait_for(&revocations, "laptop-stolen", PUBLISHED, "True", "Published").await;
     apply("07-lifecycle.yaml");
     wait_for(&identities, "batch", READY, "True", "Issued").await;
+    apply("11-renew.yaml");
+    wait_for(&revocations, "app-leaked", PUBLISHED, "True", "Published").await;
+    wait_for(&identities, "app", READY, "True", "Issued").await;
     kubectl(&["delete", "namespace", ns, "--wait=false"], "");
 }
 

@@ -256,10 +256,10 @@ async fn bad_input_gets_a_clear_answer() {
         assert!(message.contains("ClientIdentity") && message.contains("\"a\""), "{message}");
     }
     for (spec, words) in [
-        ("", "exactly one of identityRef and serialNumber"),
+        ("", "exactly one of identityRef, serialNumber and fingerprint"),
         (
             "identityRef: {name: a}, serialNumber: \"0a\"",
-            "exactly one of identityRef and serialNumber",
+            "exactly one of identityRef, serialNumber and fingerprint",
         ),
         ("serialNumber: xyz", "spec.serialNumber must be hex"),
         ("identityRef: {name: a}, reason: Boredom", "spec.reason"),

@@ -27,6 +27,8 @@ use super::duration::Duration;
         .message("spec.compromisedGenerations: a generation can't be taken off the list: its key is known to others for good"),
     validation = Rule::new("has(self.spec.selfSigned) != has(self.spec.secretRef)")
         .message("spec must say where the CA comes from: set exactly one of selfSigned and secretRef"),
+    validation = Rule::new("!has(self.spec.crl) || !has(self.spec.crl.maxEntries) || has(self.spec.selfSigned)")
+        .message("spec.crl.maxEntries needs spec.selfSigned: another CA can't be made in the place of one from elsewhere"),
     validation = Rule::new("size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')")
         .message("metadata.name must be at most 63 characters and hold no dot: it stands in labels and in the CRL's URL"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -261,11 +263,23 @@ pub struct CrlSpec {
         .message("spec.crl.distributionPointBaseURL must be an http:// URL without a trailing slash"))]
     #[serde(rename = "distributionPointBaseURL")]
     pub distribution_point_base_url: Option<String>,
+    /// When so many revoked certificates stand on the CRL of the active CA, another CA with a CRL of its
+    /// own takes over, as in any rotation. So each CRL stays complete, and small enough for every
+    /// verifier. The Secret of a `ClientTrust` has room for about 15000 entries of all CAs that it trusts
+    /// together. Only with `selfSigned`; best with `selfSigned.intermediate`, which leaves the root as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 10_000_000))]
+    pub max_entries: Option<u32>,
 }
 
 impl Default for CrlSpec {
     fn default() -> Self {
-        Self { validity: seven_days(), refresh: six_hours(), distribution_point_base_url: None }
+        Self {
+            validity: seven_days(),
+            refresh: six_hours(),
+            distribution_point_base_url: None,
+            max_entries: None,
+        }
     }
 }
 
@@ -406,6 +420,10 @@ pub struct CrlStatus {
     pub entries: i64,
     /// Size in bytes, DER.
     pub bytes: i64,
+    /// How much of the Secret of a `ClientTrust` the CA certificates and CRLs of this authority leave
+    /// free, in percent of 1 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headroom_percent: Option<i32>,
 }
 
 /// Counts of unexpired certificates.

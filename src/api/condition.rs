@@ -7,10 +7,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 pub const READY: &str = "Ready";
 /// `ClientAuthority`: another CA is about to take over, or has just done so.
 pub const ROTATING: &str = "Rotating";
+/// `ClientAuthority`: its CRLs fit the Secrets that carry them to data planes.
+pub const CRL_FITS: &str = "CRLFits";
 /// `CertificateRevocation`: the serials stand in the ledger.
 pub const RECORDED: &str = "Recorded";
 /// `CertificateRevocation`: the serials stand in a published CRL.
 pub const PUBLISHED: &str = "Published";
+/// `CertificateRevocation`: every `ClientTrust` of the authorities has that CRL, or a later one, in force.
+pub const ENFORCED: &str = "Enforced";
 /// `ClientTrust` target: the target exists and a known data plane serves it.
 pub const ACCEPTED: &str = "Accepted";
 /// `ClientTrust` target: the data plane's configuration is written.

@@ -41,6 +41,8 @@ pub mod label {
     pub const AUTHORITY: &str = "countersign.dev/authority";
     /// The number of the authority's CA generation.
     pub const GENERATION: &str = "countersign.dev/generation";
+    /// On a `CertificateRevocation` that the command line made: which request it belongs to.
+    pub const REQUEST: &str = "countersign.dev/request";
 
     /// Selects everything that Countersign owns.
     pub const SELECTOR: &str = "app.kubernetes.io/managed-by=countersign";

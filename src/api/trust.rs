@@ -100,6 +100,29 @@ pub struct ClientTrustStatus {
     /// What the canary saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<CanaryStatus>,
+    /// The CRL in force of each CA that is trusted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub crls: Vec<CrlInForce>,
+}
+
+/// The CRL in force of one CA.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CrlInForce {
+    /// The authority.
+    #[schemars(length(max = 63))]
+    pub authority: String,
+    /// Number of its CA generation.
+    pub generation: i64,
+    /// Number of the CRL in the trust's Secret, decimal.
+    #[schemars(length(max = 48))]
+    pub crl_number: String,
+    /// Number of the CRL by which the gate answers, decimal: the lowest one of all servers. Absent when no
+    /// target depends on the gate, or the servers can't be observed.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "gateCRLNumber")]
+    #[schemars(length(max = 48))]
+    pub gate_crl_number: Option<String>,
 }
 
 /// The state of one target.
@@ -134,6 +157,8 @@ pub enum Reason {
     HostMissing,
     /// An object of the name that we need exists and is not ours.
     NotOwned,
+    /// The CRLs of its authorities don't fit a Secret.
+    CRLTooLarge,
     /// The target is not programmed, so nothing is enforced there.
     NotProgrammed,
 }
@@ -150,6 +175,7 @@ impl Reason {
             Self::Conflict => "Conflict",
             Self::HostMissing => "HostMissing",
             Self::NotOwned => "NotOwned",
+            Self::CRLTooLarge => "CRLTooLarge",
             Self::NotProgrammed => "NotProgrammed",
         }
     }

@@ -2,7 +2,9 @@
 
 mod check;
 pub mod crds;
+mod progress;
 mod renew;
+mod revoke;
 mod rotate;
 
 use std::future::Future;
@@ -48,6 +50,8 @@ enum Command {
     },
     /// Have new certificates issued now, whatever the age of the present ones.
     Renew(renew::RenewArgs),
+    /// Revoke certificates, of one identity or of many, and wait until it is so.
+    Revoke(Box<revoke::RevokeArgs>),
     /// Have another CA take over from the present one of an authority.
     Rotate(rotate::RotateArgs),
     /// Print the custom resource definitions, or write one file each into a folder.
@@ -104,6 +108,10 @@ struct ControllerArgs {
     /// addresses.
     #[arg(long, value_delimiter = ',', value_name = "NETWORK")]
     canary_networks: Vec<controller::canary::Network>,
+    /// The servers' CRL port, under a name that has an address for each of them: they are asked which CRLs
+    /// they answer by. Without it no revocation is told to be enforced by the gate.
+    #[arg(long, env = "CRL_SERVERS", value_name = "HOST:PORT")]
+    crl_servers: Option<String>,
     #[command(flatten)]
     token: TokenArgs,
 }
@@ -148,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => run_server(args),
         Command::Check { urls } => check::run(&urls),
         Command::Renew(args) => renew::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
         Command::Rotate(args) => rotate::run(&args),
         Command::Crds { output } => crds::run(output.as_deref()).map_err(|e| e.to_string()),
     };
@@ -194,6 +203,7 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
             enabled: args.canaries,
             networks: args.canary_networks,
         },
+        crl_servers: args.crl_servers.filter(|address| !address.is_empty()),
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {
         // One that is absent may come yet, and authorities without it go on.

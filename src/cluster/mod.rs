@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod client;
 pub mod events;
+pub mod http;
 pub mod leader;
 pub mod ledger;
 pub mod store;

@@ -22,7 +22,8 @@ use crate::cluster::apply;
 use crate::metrics::authority as label;
 use crate::pki::crl::CrlError;
 use crate::pki::{CertificateAuthority, certificate_pem, hex, sha256_hex};
-use crate::plan::authority::{GenerationView, Reason, status};
+use crate::plan::authority::{CrlView, GenerationView, Reason, status};
+use crate::plan::headroom;
 use crate::plan::rotation::{Decision, World, decide};
 
 /// The controller's name in logs, metrics and events.
@@ -112,7 +113,16 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         wait = wait.min(until + Duration::from_secs(1));
     }
     decision.rotating.type_ = ROTATING;
-    let conditions = [ready, decision.rotating];
+    let mut conditions = vec![ready, decision.rotating];
+    if let Some(signing) = &signing {
+        let bytes = signing.secret_bytes();
+        context
+            .metrics
+            .crl_headroom
+            .get_or_create(&label(&key.name))
+            .set(headroom::bytes_left(bytes));
+        conditions.push(headroom::condition(bytes, authority.spec.crl.max_entries));
+    }
     let later =
         put_status(&context, &authority, &cas, signing.as_deref(), &conditions, now).await?;
     orphans?;
@@ -391,8 +401,11 @@ async fn put_status(
             Some(GenerationView { number, state: ca.state, since, facts })
         })
         .collect();
-    let published = signing.map(|signing| &signing.active().published);
-    let crl = published.map(|published| (&*published.facts, published.bytes));
+    let crl = signing.map(|signing| {
+        let published = &signing.active().published;
+        let (facts, bytes) = (&*published.facts, published.bytes);
+        CrlView { facts, bytes, secret_bytes: signing.secret_bytes() }
+    });
     let mut wanted = status(authority, &views, crl, counts, conditions, now);
     if signing.is_none() {
         wanted.crl.clone_from(&before.crl);
@@ -420,7 +433,8 @@ async fn put_status(
         .lock()
         .expect("no holder of this lock panics")
         .insert(name, Instant::now());
-    for Wanted { type_, reason, message, .. } in conditions.iter().filter(|c| !c.status) {
+    let warns = |c: &&Wanted| !c.status || c.reason == headroom::Reason::NearLimit.as_str();
+    for Wanted { type_, reason, message, .. } in conditions.iter().filter(warns) {
         let known = before.conditions.iter().find(|condition| condition.type_ == *type_);
         let told = *type_ == ROTATING && *reason == "Idle";
         if !told && known.is_none_or(|known| known.reason != *reason) {

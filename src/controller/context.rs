@@ -13,6 +13,7 @@ use kube::{Client, Resource, ResourceExt};
 
 use super::canary::{Canaries, Settings};
 use super::queue::Queue;
+use super::servers::Servers;
 use super::upkeep::Repairs;
 use crate::api::allow::Allow;
 use crate::api::condition::{READY, is_true};
@@ -25,12 +26,14 @@ use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
 use crate::api::authority::CaState;
-use crate::pki::crl::CrlFacts;
-use crate::pki::{CertificateAuthority, Serial};
+use crate::pki::crl::{CrlFacts, CrlNumber};
+use crate::pki::{CertificateAuthority, Serial, hex};
 use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
+use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
+use crate::plan::scope::{Target, target};
 use crate::token::Token;
 
 /// What the watches saw.
@@ -42,7 +45,7 @@ pub struct Stores {
     pub identities: Store<ClientIdentity>,
     /// All trusts.
     pub trusts: Store<ClientTrust>,
-    /// All revocations, found by `namespace/identity`.
+    /// All revocations, found by what they name: [`revocation_keys`].
     pub revocations: Store<CertificateRevocation>,
     /// Metadata of the namespaces that are looked after.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
@@ -71,8 +74,11 @@ impl Default for Stores {
             })),
             trusts: Store::default(),
             revocations: Store::new(Some(|revocation: &CertificateRevocation| {
-                let identity = revocation.spec.identity_ref.as_ref()?;
-                Some(index_key(&revocation.namespace()?, &identity.name))
+                Some(match target(&revocation.spec).ok()? {
+                    Target::Identity(name) => index_key(&revocation.namespace()?, name),
+                    Target::Serial(serial) => serial_key(&serial),
+                    Target::Fingerprint(fingerprint) => fingerprint_key(&hex(&fingerprint)),
+                })
             })),
             namespaces: Store::default(),
             secrets: Store::new(Some(|secret: &PartialObjectMeta<Secret>| {
@@ -92,6 +98,21 @@ impl Default for Stores {
 /// The index of a namespaced name.
 pub fn index_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
+}
+
+// No namespace has a name with a colon.
+fn serial_key(serial: &Serial) -> String {
+    format!("serial:{serial}")
+}
+
+fn fingerprint_key(fingerprint: &str) -> String {
+    format!("fingerprint:{fingerprint}")
+}
+
+/// The index values of every revocation that names this identity, or the certificate in its Secret.
+pub fn revocation_keys(identity: &Key, serial: &Serial, fingerprint: &str) -> [String; 3] {
+    let name = index_key(&identity.namespace, &identity.name);
+    [name, serial_key(serial), fingerprint_key(fingerprint)]
 }
 
 /// The queues, one for each controller.
@@ -191,9 +212,22 @@ impl Signing {
         &self.generations[self.active]
     }
 
-    /// The CRLs of all trusted CAs, PEM, one after the other.
-    pub fn crls(&self) -> String {
-        self.generations.iter().map(|one| &*one.published.pem).collect()
+    /// The CRLs of all trusted CAs, PEM, one after the other; nothing when they don't fit a Secret.
+    pub fn crls(&self) -> Option<String> {
+        let pem = || self.generations.iter().map(|one| &*one.published.pem).collect();
+        (self.secret_bytes() <= SECRET_LIMIT).then(pem)
+    }
+
+    /// What the trust bundle and the CRLs take in the Secret of a `ClientTrust`.
+    pub fn secret_bytes(&self) -> usize {
+        let crls = self.generations.iter().map(|one| one.published.pem.len());
+        self.bundle.len() + crls.sum::<usize>()
+    }
+
+    /// Which CRLs these are.
+    pub fn numbers(&self) -> Vec<(CaKey, CrlNumber)> {
+        let all = self.generations.iter();
+        all.map(|one| (one.key.clone(), one.published.facts.number)).collect()
     }
 
     /// What issuing needs. Without the key, or without a policy, nothing can be signed.
@@ -245,6 +279,8 @@ pub struct Context {
     pub gate_url: String,
     /// The token that holds CA keys, if there is one.
     pub token: Option<Token>,
+    /// The servers that answer for the gate, if it is known where they are.
+    pub servers: Option<Servers>,
     /// What the watches saw.
     pub stores: Stores,
     /// The queues.
@@ -277,6 +313,8 @@ pub struct Context {
     pub canary_settings: Settings,
     /// The canaries.
     pub canaries: Canaries,
+    /// Since when each revocation that is not in force yet could have been.
+    pub revoking: Mutex<HashMap<Key, Instant>>,
 }
 
 impl Context {
@@ -331,6 +369,9 @@ impl Context {
         if kind == super::identity::NAME {
             self.repairs.lock().expect("no holder of this lock panics").remove(key);
             self.restarted.lock().expect("no holder of this lock panics").remove(key);
+        }
+        if kind == super::revocation::NAME {
+            self.revoking.lock().expect("no holder of this lock panics").remove(key);
         }
         self.checked.lock().expect("no holder of this lock panics").remove(key);
     }

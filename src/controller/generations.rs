@@ -23,6 +23,7 @@ use crate::cluster::apply::write;
 use crate::ingress::object_name;
 use crate::metrics::authority as authority_label;
 use crate::pki::authority::{self, CaParams, Subtree};
+use crate::pki::crl::CrlFacts;
 use crate::pki::key::Signer;
 use crate::pki::name::{Attribute, Name};
 use crate::pki::{CertificateAuthority, KeyType, PrivateKey, Serial};
@@ -106,17 +107,22 @@ pub(super) fn view(context: &Context, cas: &[Ca], now: Timestamp) -> Vec<Generat
         ca: ca.authority.as_ref().map(|ca| ca.facts().clone()).map_err(Clone::clone),
         live: context.ledger.read(&ca.key, |ledger| ledger.live(now).count()),
         unpublished: is_unpublished(context, ca),
+        crl_entries: published(context, ca).map_or(0, |facts| facts.serials.len()),
     };
     cas.iter().map(one).collect()
 }
 
+/// What the published CRL of a trusted CA says.
+fn published(context: &Context, ca: &Ca) -> Option<Arc<CrlFacts>> {
+    let signing = context.signing(&ca.key.authority)?;
+    let generation = signing.generations.iter().find(|one| one.key == ca.key)?;
+    Some(generation.published.facts.clone())
+}
+
 /// Does the published CRL lack a certificate that is revoked and has not expired?
 fn is_unpublished(context: &Context, ca: &Ca) -> bool {
-    let signing = context.signing(&ca.key.authority);
-    let published = signing.as_ref().and_then(|signing| {
-        signing.generations.iter().find(|one| one.key == ca.key).map(|one| &one.published.facts)
-    });
-    let published = published.map(|facts| &**facts);
+    let published = published(context, ca);
+    let published = published.as_deref();
     context.ledger.read(&ca.key, |ledger| {
         ledger.crl_entries(published).iter().any(|entry| {
             published.is_none_or(|crl| crl.serials.binary_search(&entry.serial).is_err())

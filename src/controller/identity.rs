@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
 use tracing::info;
 
-use super::context::{Context, Signing, index_key};
+use super::context::{Context, Signing, index_key, revocation_keys};
 use super::error::Error;
 use super::material::{Found, add_keystores, gather_secret, private_key};
 use super::queue::Outcome;
@@ -28,6 +28,7 @@ use crate::plan::ledger::Issued;
 use crate::plan::material::{KeySource, Material};
 use crate::plan::renewal::renewal;
 use crate::plan::retry::{Repair, held_until, is_drifting, repair};
+use crate::plan::scope::{self, Renewal, holds};
 use crate::plan::secret::{
     Current, Rendered, SecretView, last_writer, present_chain, present_key, render_refresh,
     render_secret, view_metadata,
@@ -259,6 +260,10 @@ fn gather<'a>(
         let last_revision = books.values().map(|book| book.last_revision(uid)).max().unwrap_or(0);
         (issued.and_then(|issued| issued.issued_at), last_revision)
     });
+    let renewal = match &found.view {
+        SecretView::Good(current) => wanted_renewal(context, &Key::of(identity), current),
+        _ => Renewal::Unconcerned,
+    };
     World {
         identity,
         namespace: metadata,
@@ -273,6 +278,7 @@ fn gather<'a>(
         rival: rival(context, identity, &namespace),
         hold: revocation_of(context, identity, &namespace, uid),
         revoked: serial.is_some_and(|serial| is_revoked(context, &serial)),
+        to_be_revoked: renewal == Renewal::Wanted,
         issued_at,
         dressed: found.dressed,
         last_revision,
@@ -283,6 +289,22 @@ fn gather<'a>(
 /// Is a certificate revoked? A serial is unique, whichever authority signed it.
 fn is_revoked(context: &Context, serial: &Serial) -> bool {
     context.ledger.read_all(|books| books.values().any(|book| book.revocation(serial).is_some()))
+}
+
+/// What `CertificateRevocation`s want that are to revoke a certificate once another one is in place.
+fn wanted_renewal(context: &Context, identity: &Key, current: &Current) -> Renewal {
+    let keys = revocation_keys(identity, &current.serial, &current.fingerprint);
+    let named: Vec<_> =
+        keys.iter().flat_map(|value| context.stores.revocations.find(value)).collect();
+    if named.is_empty() {
+        return Renewal::Unconcerned;
+    }
+    let (serial, home) = (&current.serial, &context.namespace);
+    let wanted = context.ledger.read_all(|books| {
+        let issued = books.values().find_map(|book| book.find(serial))?;
+        named.iter().map(|one| scope::renewal(one, issued, &current.fingerprint, home)).max()
+    });
+    wanted.unwrap_or(Renewal::Unconcerned)
 }
 
 /// The oldest identity that names a Secret owns it; the name decides between two of one second.
@@ -296,7 +318,7 @@ fn rival(context: &Context, identity: &ClientIdentity, namespace: &str) -> Optio
     (oldest < ours).then_some(oldest.1)
 }
 
-/// A `CertificateRevocation` of this very identity, not of an earlier one of its name.
+/// A `CertificateRevocation` of all certificates of this very identity, not of an earlier one of its name.
 fn revocation_of(
     context: &Context,
     identity: &ClientIdentity,
@@ -307,7 +329,7 @@ fn revocation_of(
     let revocations = context.stores.revocations.find(&key);
     let hold = revocations.iter().find(|revocation| {
         let of = revocation.status.as_ref().and_then(|status| status.identity_uid.as_deref());
-        of.is_none_or(|of| of == uid)
+        holds(&revocation.spec) && of.is_none_or(|of| of == uid)
     })?;
     Some(hold.name_any())
 }
@@ -323,10 +345,15 @@ async fn issue_into(
 ) -> Result<Current, Error> {
     let Found { secret: present, password, .. } = found;
     let serial = Serial::random();
-    // The key of a certificate that was revoked may be known to others.
+    // The key of a certificate that was revoked, or is about to be, may be known to others.
     let noted = present.as_ref().and_then(|present| view_metadata(&present.metadata));
-    let kept =
-        present.as_ref().filter(|_| noted.is_some_and(|noted| !is_revoked(context, &noted.serial)));
+    let kept = present.as_ref().filter(|_| {
+        let holder = Key::of(identity);
+        noted.is_some_and(|noted| {
+            !is_revoked(context, &noted.serial)
+                && wanted_renewal(context, &holder, &noted) == Renewal::Unconcerned
+        })
+    });
     let key = private_key(&issuance.key, kept).await;
     let public_key = match &issuance.key {
         KeySource::Requested(request) => request.public_key_der.clone(),

@@ -14,6 +14,7 @@ pub mod queue;
 pub mod revocation;
 mod rollout;
 pub mod run;
+pub mod servers;
 mod settle;
 mod signing;
 pub mod trust;

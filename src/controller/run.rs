@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::context::{Context, Queues, Stores, index_key};
+use super::context::{Context, Queues, Stores, index_key, revocation_keys};
 use super::queue::{self, Queue};
+use super::servers::Servers;
 use super::{authority, canary, identity, revocation, trust};
 use crate::api::{ClientIdentity, annotation, label};
 use crate::cluster::Key;
@@ -49,6 +50,8 @@ pub struct Config {
     pub token: Option<Token>,
     /// How canaries are run.
     pub canary: canary::Settings,
+    /// `HOST:PORT` of the servers' CRL port; the name has an address for each of them.
+    pub crl_servers: Option<String>,
 }
 
 /// Why the process ended.
@@ -157,6 +160,7 @@ pub async fn run(
         namespace: config.namespace.clone(),
         gate_url: config.gate_url.clone(),
         token: config.token.clone(),
+        servers: config.crl_servers.clone().map(Servers::new),
         events: Events::new(clients.call, "controller", Some(config.identity.clone())),
         stores,
         queues,
@@ -172,6 +176,7 @@ pub async fn run(
         status_written: Mutex::new(HashMap::new()),
         canary_settings: config.canary.clone(),
         canaries: canary::Canaries::default(),
+        revoking: Mutex::new(HashMap::new()),
     });
     canary::wake(&context);
     let (stop, stopped) = watch::channel(false);
@@ -271,6 +276,24 @@ where
     }
 }
 
+/// The namespaces that are looked after, and the operator's own; none when that is all of them.
+fn with_home(config: &Config) -> Vec<String> {
+    let mut namespaces = config.namespaces.clone();
+    if !namespaces.is_empty() && !namespaces.contains(&config.namespace) {
+        namespaces.push(config.namespace.clone());
+    }
+    namespaces
+}
+
+/// The index values of revocations that name the certificate that an identity's status tells of.
+fn named_by(key: &Key, identity: &ClientIdentity) -> Vec<String> {
+    let status = identity.status.as_ref();
+    let serial = status.and_then(|status| status.serial_number.as_deref()?.parse().ok());
+    let fingerprint = status.and_then(|status| status.fingerprint.as_deref());
+    let keys = serial.zip(fingerprint).map(|(serial, text)| revocation_keys(key, &serial, text));
+    keys.into_iter().flatten().collect()
+}
+
 fn scoped_dynamic(
     client: &Client,
     namespaces: &[String],
@@ -318,13 +341,20 @@ fn start_watches(
                 let others = others.map(|other| Key::of(&*other)).filter(|other| other != key);
                 others.for_each(|other| queue.identity.push(other));
             }
-            for revocation in revocations.find(&index_key(&key.namespace, &key.name)) {
+            let both = previous.into_iter().chain(now.as_deref());
+            let named = both.flat_map(|identity| named_by(key, identity));
+            let mut named: Vec<String> =
+                named.chain([index_key(&key.namespace, &key.name)]).collect();
+            named.sort();
+            named.dedup();
+            for revocation in named.iter().flat_map(|value| revocations.find(value)) {
                 queue.revocation.push(Key::of(&*revocation));
             }
         };
         tasks.spawn(stores.identities.watch(api, all.clone(), slim, changed));
     }
-    for api in scoped(client, &config.namespaces) {
+    // Those of the operator's own namespace reach every other one.
+    for api in scoped(client, &with_home(config)) {
         let (queue, revocations) = (queues.clone(), stores.revocations.clone());
         let changed = move |key: &Key, previous: Option<&crate::api::CertificateRevocation>| {
             queue.revocation.push(key.clone());
@@ -340,10 +370,15 @@ fn start_watches(
         tasks.spawn(stores.revocations.watch(api, all.clone(), slim, changed));
     }
     for api in scoped(client, &config.namespaces) {
-        let queues = queues.clone();
+        let (queue, revocations) = (queues.clone(), stores.revocations.clone());
         let changed = move |key: &Key, _: Option<&_>| {
-            queues.trust.push(key.clone());
-            queues.canary.push(key.clone());
+            queue.trust.push(key.clone());
+            queue.canary.push(key.clone());
+            for revocation in revocations.list() {
+                if revocation::waits_for_trusts(&revocation) {
+                    queue.revocation.push(Key::of(&*revocation));
+                }
+            }
         };
         tasks.spawn(stores.trusts.watch(api, all.clone(), slim, changed));
     }
@@ -416,11 +451,7 @@ fn watch_secrets(
     ours: &watcher::Config,
     tasks: &mut JoinSet<()>,
 ) {
-    let mut namespaces = config.namespaces.clone();
-    if !namespaces.is_empty() && !namespaces.contains(&config.namespace) {
-        namespaces.push(config.namespace.clone());
-    }
-    for api in scoped::<PartialObjectMeta<Secret>>(client, &namespaces) {
+    for api in scoped::<PartialObjectMeta<Secret>>(client, &with_home(config)) {
         let (queues, home) = (queues.clone(), config.namespace.clone());
         let (store, identities) = (stores.secrets.clone(), stores.identities.clone());
         let changed = move |key: &Key, previous: Option<&PartialObjectMeta<Secret>>| {

@@ -8,18 +8,21 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::IngressClass;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{debug, info};
 
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
 use super::queue::Outcome;
 use crate::api::condition::{CANARY_PASSED, PROGRAMMED, READY, Wanted};
 use crate::api::trust::{Reason, TargetReference};
-use crate::api::{ClientTrust, annotation};
+use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
-use crate::plan::trust::{Anchor, Target, World, is_owned, plan, secret, status};
+use crate::plan::crl::BACKDATE;
+use crate::plan::trust::{
+    Anchor, Served, Target, World, gate_lags, is_owned, plan, secret, secret_key, status,
+};
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "trust";
@@ -30,6 +33,10 @@ const RESYNC: Duration = Duration::from_secs(600);
 const LOADING: Duration = Duration::from_secs(1);
 /// A target that another hand keeps changing is looked at again after this time.
 const CONFLICT: Duration = Duration::from_secs(30);
+/// While the servers of the gate may lag behind they are asked this often, then ever slower.
+const GATE_AT_FIRST: Duration = Duration::from_millis(500);
+/// The longest time between two questions to them.
+const GATE_AT_LAST: Duration = Duration::from_secs(30);
 /// Annotation of an IngressClass that serves Ingresses without a class.
 const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 /// The annotation that named the class before `spec.ingressClassName` did.
@@ -55,18 +62,24 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         .iter()
         .map(|reference| (reference.name.as_str(), context.signing(&reference.name)))
         .collect();
-    let crls: Vec<String> = signing
+    let crls: Vec<Option<String>> = signing
         .iter()
-        .map(|(_, signing)| signing.as_ref().map(|signing| signing.crls()).unwrap_or_default())
+        .map(|(_, signing)| signing.as_ref().and_then(|signing| signing.crls()))
+        .collect();
+    let numbers: Vec<_> = signing
+        .iter()
+        .map(|(_, signing)| signing.as_ref().map(|signing| signing.numbers()).unwrap_or_default())
         .collect();
     let authorities: Vec<_> = signing
         .iter()
-        .zip(&crls)
-        .map(|((name, signing), crl)| {
+        .zip(crls.iter().zip(&numbers))
+        .map(|((name, signing), (crl, numbers))| {
             let anchor = signing.as_ref().map(|signing| Anchor {
                 bundle: &signing.bundle,
                 mark: &signing.mark,
-                crl,
+                crl: crl.as_deref(),
+                bytes: signing.secret_bytes(),
+                numbers,
             });
             (*name, anchor)
         })
@@ -76,13 +89,15 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let detached = detach(&context, &key).await;
     let routes = host_routes(&context);
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
-    let world = World {
+    let mut world = World {
         trust: &trust,
         authorities,
         targets: gather_targets(&context, &trust).await?,
         routes: &routes,
         gate_url: &context.gate_url,
         canary: canary.as_ref(),
+        secret_in_place: prepared.is_ok(),
+        served: Served::Unasked,
         now: Timestamp::now(),
     };
     let plan = plan(&world);
@@ -121,10 +136,38 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         conflict |= outcome.is_err();
         outcomes.push(outcome);
     }
-    put_status(&context, &trust, &world, &outcomes).await?;
+    // The gate is asked only while it may lag behind, and by what it says then status is told.
+    let numbers = numbers.concat();
+    let told = status(&world, &outcomes);
+    let observed = match &context.servers {
+        Some(servers) if gate_lags(&told, &numbers) => Some(servers.observe().await),
+        _ => None,
+    };
+    world.served = match &observed {
+        Some(Ok(served)) => Served::Known(served),
+        Some(Err(why)) => {
+            debug!(why, "the servers of the gate are not observed");
+            Served::Unknown
+        }
+        None if context.servers.is_none() => Served::Unknown,
+        None => Served::Unasked,
+    };
+    let told = status(&world, &outcomes);
+    put_status(&context, &trust, &told).await?;
     detached?;
     refused?;
-    Ok(Outcome::After(if conflict { CONFLICT } else { RESYNC }))
+    let wait = if conflict { CONFLICT } else { RESYNC };
+    let lags = observed.is_some() && gate_lags(&told, &numbers);
+    Ok(Outcome::After(if lags { wait.min(pace(&signing, world.now)) } else { wait }))
+}
+
+/// The older the newest CRL is that the gate's servers should have, the slower they are asked.
+fn pace(signing: &[(&str, Option<Arc<Signing>>)], now: Timestamp) -> Duration {
+    let generations = signing.iter().flat_map(|(_, signing)| signing).flat_map(|s| &s.generations);
+    let newest = generations.map(|one| one.published.facts.this_update).max();
+    let age = newest.map(|newest| now.duration_since(newest).saturating_add(-BACKDATE));
+    let age = age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+    (age / 4).clamp(GATE_AT_FIRST, GATE_AT_LAST)
 }
 
 /// Changes an object of the user; a conflict is the trust's condition, not an error.
@@ -318,6 +361,12 @@ async fn put_secret(
         if !is_owned(trust, &present.metadata) {
             return Err(WriteError::NotOwned(object));
         }
+        // CRLs that don't fit: the last ones that did are better than none.
+        let kept = present.data.as_ref().and_then(|data| data.get(secret_key::CRL));
+        let data = wanted.data.get_or_insert_default();
+        if let Some(crls) = kept.filter(|_| !data.contains_key(secret_key::CRL)) {
+            data.insert(secret_key::CRL.to_owned(), crls.clone());
+        }
         // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();
         labels.extend(wanted.metadata.labels.take().unwrap_or_default());
@@ -354,17 +403,15 @@ async fn put_objects(
 async fn put_status(
     context: &Context,
     trust: &ClientTrust,
-    world: &World<'_>,
-    outcomes: &[Result<(), Wanted>],
+    wanted: &ClientTrustStatus,
 ) -> Result<(), Error> {
-    let wanted = status(world, outcomes);
     let before = trust.status.clone().unwrap_or_default();
-    if wanted == before {
+    if *wanted == before {
         return Ok(());
     }
     let namespace = trust.namespace().unwrap_or_default();
     let api: Api<ClientTrust> = Api::namespaced(context.client.clone(), &namespace);
-    let written = apply::status(&api, &trust.name_any(), &wanted).await?;
+    let written = apply::status(&api, &trust.name_any(), wanted).await?;
     context.wrote(NAME, &written);
     for (type_, action) in [(READY, "Program"), (CANARY_PASSED, "Try")] {
         let found = wanted.conditions.iter().find(|condition| condition.type_ == type_);

@@ -8,6 +8,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+use super::headroom::percent_left;
 use super::ledger::CaKey;
 use crate::api::authority::{CaGeneration, CaState, CertificateCounts, CrlStatus};
 use crate::api::condition::{self, Wanted};
@@ -270,6 +271,17 @@ pub struct GenerationView<'a> {
     pub facts: &'a CaFacts,
 }
 
+/// The CRL of the active CA as the status tells of it.
+#[derive(Clone, Copy)]
+pub struct CrlView<'a> {
+    /// What it says.
+    pub facts: &'a CrlFacts,
+    /// Its size, DER.
+    pub bytes: usize,
+    /// What all CA certificates and CRLs of the authority take in the Secret of a `ClientTrust`.
+    pub secret_bytes: usize,
+}
+
 /// So many CAs that are trusted no more stay in the status.
 const REMOVED_IN_STATUS: usize = 3;
 
@@ -280,7 +292,7 @@ const IN_STATUS: usize = 16;
 pub fn status(
     authority: &ClientAuthority,
     generations: &[GenerationView<'_>],
-    crl: Option<(&CrlFacts, usize)>,
+    crl: Option<CrlView<'_>>,
     counts: CertificateCounts,
     conditions: &[Wanted],
     now: Timestamp,
@@ -313,12 +325,13 @@ pub fn status(
         observed_generation: generation,
         conditions: condition::merge(&current.conditions, conditions, generation, now),
         generations: if shown.is_empty() { current.generations } else { shown },
-        crl: crl.map(|(facts, bytes)| CrlStatus {
+        crl: crl.map(|CrlView { facts, bytes, secret_bytes }| CrlStatus {
             number: facts.number.0.to_string(),
             this_update: Time(facts.this_update),
             next_update: Time(facts.next_update),
             entries: facts.serials.len() as i64,
             bytes: bytes as i64,
+            headroom_percent: i32::try_from(percent_left(secret_bytes)).ok(),
         }),
         certificates: Some(counts),
     }

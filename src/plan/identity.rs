@@ -46,6 +46,8 @@ pub struct World<'a> {
     pub hold: Option<String>,
     /// Is the certificate in the Secret revoked?
     pub revoked: bool,
+    /// Does a `CertificateRevocation` wait for another certificate to revoke this one?
+    pub to_be_revoked: bool,
     /// When the certificate in the Secret was issued, as the ledger knows it.
     pub issued_at: Option<Timestamp>,
     /// Does the Secret wear the labels, annotations and owner reference that the spec wants?
@@ -103,7 +105,7 @@ pub enum Trigger {
     AuthorityRotated,
     /// The annotation `countersign.dev/renew-requested-at` asks for it.
     Requested,
-    /// The current one is revoked.
+    /// The current one is revoked, or about to be.
     Revoked,
 }
 
@@ -242,7 +244,9 @@ pub fn decide(world: &World<'_>) -> Decision {
         AuthorityView::NotReady => {
             return match &world.secret {
                 // Its authority's trouble does not unmake a good certificate.
-                SecretView::Good(good) if good.not_after > world.now && !world.revoked => {
+                SecretView::Good(good)
+                    if good.not_after > world.now && !world.revoked && !world.to_be_revoked =>
+                {
                     Decision::Keep { current: good.clone(), renewal: renewal(world.identity, good) }
                 }
                 _ => refuse(
@@ -291,8 +295,11 @@ pub fn decide(world: &World<'_>) -> Decision {
         (trigger, &key, &current)
         && current.public_key == Some(sha256_hex(&request.public_key_der))
     {
-        let message = "spec.request: the certificate of this CSR's key is revoked; put the CSR of a new key there";
-        return refuse(Reason::Revoked, message.to_owned());
+        let state = if world.revoked { "revoked" } else { "about to be revoked" };
+        let message = format!(
+            "spec.request: the certificate of this CSR's key is {state}; put the CSR of a new key there"
+        );
+        return refuse(Reason::Revoked, message);
     }
     let not_before = world.now - BACKDATE;
     let wanted = SignedDuration::from_secs(spec.duration.as_secs());
@@ -324,7 +331,7 @@ fn trigger(world: &World<'_>, signer: &Signer<'_>, spec_hash: &str) -> Option<Tr
         SecretView::Broken(_) => return Some(Trigger::Repair),
         _ => return Some(Trigger::Missing),
     };
-    if world.revoked {
+    if world.revoked || world.to_be_revoked {
         Some(Trigger::Revoked)
     } else if current.spec_hash != spec_hash {
         Some(Trigger::Changed)
@@ -505,6 +512,7 @@ pub(crate) mod tests {
                 rival: None,
                 hold: None,
                 revoked: false,
+                to_be_revoked: false,
                 issued_at: None,
                 dressed: true,
                 last_revision: 0,
@@ -865,6 +873,19 @@ pub(crate) mod tests {
         assert!(matches!(decide(&world(Some(now))), Decision::Keep { .. }), "served");
         let early = World { now: instant("2026-05-01T10:59:59Z"), ..world(None) };
         assert!(matches!(decide(&early), Decision::Keep { .. }), "not yet");
+    }
+
+    #[test]
+    fn a_certificate_that_is_to_be_revoked_is_replaced_and_trouble_with_that_is_told() {
+        let fixture = Fixture::new();
+        let view = || fixture.view(&fixture.issued());
+        let doomed = || World { to_be_revoked: true, ..fixture.world(view()) };
+        assert_eq!(trigger_of(decide(&doomed())), Some(Trigger::Revoked));
+        // A good certificate outlives its authority's trouble; one that must go does not hide it.
+        let world = World { authority: AuthorityView::NotReady, ..doomed() };
+        assert_eq!(reason_of(decide(&world)), Some(Reason::AuthorityNotReady));
+        let world = World { to_be_revoked: false, ..world };
+        assert!(matches!(decide(&world), Decision::Keep { .. }));
     }
 
     #[test]

@@ -320,6 +320,7 @@ mod tests {
                 rival: None,
                 hold: None,
                 revoked: self.revoked,
+                to_be_revoked: false,
                 issued_at: None,
                 dressed: true,
                 last_revision: 0,

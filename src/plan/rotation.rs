@@ -44,6 +44,8 @@ pub struct Generation {
     pub live: usize,
     /// Does its published CRL lack a certificate that is revoked and has not expired?
     pub unpublished: bool,
+    /// Entries of its published CRL.
+    pub crl_entries: usize,
 }
 
 /// Where the next CA would come from.
@@ -84,6 +86,8 @@ pub enum Trigger {
     Requested,
     /// The key of the active one may be known to others.
     Compromised,
+    /// The CRL of the active one has grown to `spec.crl.maxEntries`.
+    CRLFull,
 }
 
 /// One step.
@@ -317,6 +321,10 @@ impl Plan<'_> {
         {
             return create(Trigger::Requested);
         }
+        let most = world.authority.spec.crl.max_entries;
+        if most.is_some_and(|most| active.crl_entries >= most as usize) {
+            return create(Trigger::CRLFull);
+        }
         let due = renewal(world.authority, facts);
         if due > world.now {
             self.wait_until(due);
@@ -542,6 +550,7 @@ mod tests {
             ca: Ok(sample().facts().clone()),
             live: 3,
             unpublished: false,
+            crl_entries: 0,
         }
     }
 
@@ -600,6 +609,27 @@ mod tests {
 
     fn to(number: u32, to: CaState) -> Option<Step> {
         Some(Step::Move { number, to })
+    }
+
+    #[test]
+    fn a_crl_that_has_grown_asks_for_another_ca() {
+        let case = |most: Option<u32>, entries| {
+            Case::new(&[(1, Active)]).with(|case| {
+                case.authority.spec.crl.max_entries = most;
+                case.generations[0].crl_entries = entries;
+            })
+        };
+        assert_eq!(case(None, 1_000_000).step(), None);
+        assert_eq!(case(Some(100), 99).step(), None);
+        assert_eq!(case(Some(100), 100).step(), create(2, Prepared, Trigger::CRLFull));
+        // While one is on its way, and when the one before goes on having many, no other is made.
+        for generations in [[(1, Active), (2, Prepared)], [(1, Retiring), (2, Active)]] {
+            let case = Case::new(&generations).with(|case| {
+                case.authority.spec.crl.max_entries = Some(100);
+                case.generations[0].crl_entries = 500;
+            });
+            assert!(!matches!(case.step(), Some(Step::Create { .. })));
+        }
     }
 
     #[test]

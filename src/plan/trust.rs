@@ -11,11 +11,14 @@ use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
 use super::canary;
+use super::headroom::SECRET_LIMIT;
+use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
-use crate::api::trust::{Reason, TargetReference, TargetStatus};
+use crate::api::trust::{CrlInForce, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::traefik::{host_routes, names_its_hosts};
 use crate::ingress::{DataPlane, Edit, HostRoute, Request, object_name};
+use crate::pki::crl::CrlNumber;
 
 /// Keys of a trust's Secret.
 pub mod secret_key {
@@ -24,6 +27,9 @@ pub mod secret_key {
     /// The CRLs of all its CAs, PEM, one after the other.
     pub const CRL: &str = "ca.crl";
 }
+
+/// As many CAs are named in status.
+const CRLS_IN_STATUS: usize = 64;
 
 /// Everything that the plan depends on.
 pub struct World<'a> {
@@ -39,8 +45,23 @@ pub struct World<'a> {
     pub gate_url: &'a str,
     /// What the canary has to tell that was not told yet.
     pub canary: Option<&'a canary::Report>,
+    /// Does the trust's Secret hold what it should?
+    pub secret_in_place: bool,
+    /// The CRL numbers by which every server of the gate answers, when they were asked and it is known.
+    pub served: Served<'a>,
     /// The time.
     pub now: Timestamp,
+}
+
+/// What is known of the servers of the gate.
+#[derive(Clone, Copy, Debug)]
+pub enum Served<'a> {
+    /// They were not asked, since nothing waits for it: what status tells stays.
+    Unasked,
+    /// It is not known.
+    Unknown,
+    /// The CRL numbers by which every one of them answers.
+    Known(&'a BTreeMap<CaKey, CrlNumber>),
 }
 
 /// What an authority contributes to a trust.
@@ -50,8 +71,12 @@ pub struct Anchor<'a> {
     pub bundle: &'a str,
     /// SHA-256 over these and the CAs that have a CRL, lower-case hex.
     pub mark: &'a str,
-    /// Their CRLs, PEM.
-    pub crl: &'a str,
+    /// Their CRLs, PEM; absent when they alone don't fit a Secret.
+    pub crl: Option<&'a str>,
+    /// What certificates and CRLs take, PEM.
+    pub bytes: usize,
+    /// Which CRLs these are.
+    pub numbers: &'a [(CaKey, CrlNumber)],
 }
 
 /// One target as it was found.
@@ -126,18 +151,31 @@ fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
     })
 }
 
+/// Why the CRLs don't fit the Secret of a trust, if they don't.
+pub fn too_large(authorities: &[(&str, Option<Anchor<'_>>)]) -> Option<String> {
+    let anchors = || authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
+    let bytes: usize = anchors().map(|anchor| anchor.bytes).sum();
+    let fits = bytes <= SECRET_LIMIT && anchors().all(|anchor| anchor.crl.is_some());
+    (!fits).then(|| {
+        format!(
+            "spec.authorities: their CA certificates and CRLs take {} KiB, and a Secret holds {} KiB: its {} stays as it is, and expires. See condition CRLFits of the ClientAuthorities, or trust fewer of them here",
+            bytes.div_ceil(1024),
+            SECRET_LIMIT / 1024,
+            secret_key::CRL
+        )
+    })
+}
+
 /// The Secret of a trust: one Opaque Secret that nginx, HAProxy, Envoy and Traefik controllers all
-/// read. While an authority is not ready its clients are missing from it, so that they are refused.
+/// read. While an authority is not ready its clients are missing from it, so that they are refused. CRLs
+/// that don't fit are left out: whoever writes it leaves what stands there.
 pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -> Secret {
-    let join = |part: fn(&Anchor<'_>) -> String| -> String {
-        authorities.iter().filter_map(|(_, anchor)| anchor.as_ref()).map(part).collect()
-    };
-    let mut data = BTreeMap::new();
-    for (key, text) in [
-        (secret_key::CA, join(|anchor| anchor.bundle.to_owned())),
-        (secret_key::CRL, join(|anchor| anchor.crl.to_owned())),
-    ] {
-        data.insert(key.to_owned(), ByteString(text.into_bytes()));
+    let anchors = || authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
+    let bundles: String = anchors().map(|anchor| anchor.bundle).collect();
+    let mut data = BTreeMap::from([(secret_key::CA.to_owned(), ByteString(bundles.into_bytes()))]);
+    if too_large(authorities).is_none() {
+        let crls: String = anchors().filter_map(|anchor| anchor.crl).collect();
+        data.insert(secret_key::CRL.to_owned(), ByteString(crls.into_bytes()));
     }
     // The authority reads these: a new CA signs only when its bundle is everywhere.
     let bundles = authorities.iter().map(|(name, anchor)| {
@@ -197,6 +235,10 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
     }
     let authority_trouble = !unready.is_empty();
     let mut first_reason = None;
+    if let Some(message) = too_large(&world.authorities) {
+        unready.push(message);
+        first_reason = Some(Reason::CRLTooLarge.as_str());
+    }
     let mut targets = Vec::new();
     for (target, outcome) in world.targets.iter().zip(outcomes) {
         let wanted = target_conditions(world, target, outcome);
@@ -226,7 +268,69 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
     };
     let conditions = condition::merge(&before.conditions, &[ready], generation, world.now);
     let (conditions, canary) = canary::told(world.trust, world.canary, conditions, world.now);
-    ClientTrustStatus { observed_generation: generation, conditions, targets, canary }
+    ClientTrustStatus {
+        observed_generation: generation,
+        conditions,
+        canary,
+        crls: crls_in_force(world, &before, targets.iter().any(is_gated)),
+        targets,
+    }
+}
+
+/// Does the target depend on the gate to refuse revoked certificates?
+pub fn is_gated(target: &TargetStatus) -> bool {
+    let via_gate = Reason::ViaGate.as_str();
+    target.conditions.iter().any(|c| c.type_ == REVOCATION_ENFORCED && c.reason == via_gate)
+}
+
+/// The CRL in force of each CA: what the Secret holds, and by what the gate answers where it is asked.
+fn crls_in_force(world: &World<'_>, before: &ClientTrustStatus, gated: bool) -> Vec<CrlInForce> {
+    let in_place = world.secret_in_place && too_large(&world.authorities).is_none();
+    let anchors = world.authorities.iter().filter_map(|(_, anchor)| anchor.as_ref());
+    let mut crls: Vec<CrlInForce> = anchors
+        .flat_map(|anchor| anchor.numbers)
+        .filter_map(|(key, number)| {
+            let known = before.crls.iter().find(|known| is_of(known, key));
+            let served = match world.served {
+                _ if !gated => None,
+                Served::Unasked => known.and_then(|known| known.gate_crl_number.clone()),
+                Served::Unknown => None,
+                Served::Known(all) => all.get(key).map(text),
+            };
+            let crl_number = match known {
+                _ if in_place => text(number),
+                // What could not be written is not in force.
+                known => known?.crl_number.clone(),
+            };
+            Some(CrlInForce {
+                authority: key.authority.to_string(),
+                generation: key.generation.into(),
+                crl_number,
+                gate_crl_number: served,
+            })
+        })
+        .collect();
+    crls.truncate(CRLS_IN_STATUS);
+    crls
+}
+
+/// Does the gate, as far as status tells, answer by an older CRL than the published one, or by an unknown
+/// one?
+pub fn gate_lags(status: &ClientTrustStatus, numbers: &[(CaKey, CrlNumber)]) -> bool {
+    status.targets.iter().any(is_gated)
+        && numbers.iter().any(|(key, number)| {
+            let known = status.crls.iter().find(|known| is_of(known, key));
+            let served = known.and_then(|known| known.gate_crl_number.as_deref()?.parse().ok());
+            served.is_none_or(|served: u128| served < number.0)
+        })
+}
+
+fn is_of(known: &CrlInForce, key: &CaKey) -> bool {
+    known.authority == *key.authority && known.generation == i64::from(key.generation)
+}
+
+fn text(number: &CrlNumber) -> String {
+    number.0.to_string()
 }
 
 fn target_conditions(
@@ -351,11 +455,14 @@ mod tests {
             routes,
             gate_url: "http://gate",
             canary: None,
+            secret_in_place: true,
+            served: Served::Unasked,
             now: Timestamp::UNIX_EPOCH,
         }
     }
 
-    const ANCHOR: Anchor<'static> = Anchor { bundle: "CA\n", mark: "hash", crl: "CRL\n" };
+    const ANCHOR: Anchor<'static> =
+        Anchor { bundle: "CA\n", mark: "hash", crl: Some("CRL\n"), bytes: 7, numbers: &[] };
 
     fn condition<'a>(status: &'a ClientTrustStatus, type_: &str) -> (&'a str, &'a str) {
         let conditions = status.conditions.iter().chain(&status.targets[0].conditions);
@@ -378,12 +485,73 @@ mod tests {
     }
 
     #[test]
+    fn crls_that_do_not_fit_are_left_out_and_told() {
+        let trust = trust();
+        let half = Anchor { bytes: SECRET_LIMIT / 2 + 1, ..ANCHOR };
+        let alone = Anchor { bytes: 2 * SECRET_LIMIT, crl: None, ..ANCHOR };
+        for (anchors, fits) in [(vec![half], true), (vec![half, half], false), (vec![alone], false)]
+        {
+            let mut world = world(&trust, None, Some(ingress()), &[]);
+            world.authorities = anchors.into_iter().map(|anchor| ("staff", Some(anchor))).collect();
+            let data = secret(&trust, &world.authorities).data.unwrap();
+            assert_eq!(data.contains_key("ca.crl"), fits);
+            assert!(!data["ca.crt"].0.is_empty());
+            let expected = if fits { ("True", "Programmed") } else { ("False", "CRLTooLarge") };
+            assert_eq!(condition(&status(&world, &[Ok(())]), READY), expected);
+        }
+    }
+
+    #[test]
     fn a_programmed_target_is_ready_and_says_that_the_gate_enforces() {
         let trust = trust();
         let world = world(&trust, Some(ANCHOR), Some(ingress()), &[]);
         let status = status(&world, &[Ok(())]);
         assert_eq!(condition(&status, READY), ("True", "Programmed"));
         assert_eq!(condition(&status, REVOCATION_ENFORCED), ("True", "ViaGate"));
+    }
+
+    #[test]
+    fn the_crl_in_force_is_what_the_secret_holds_and_what_every_server_answers_by() {
+        let mut trust = trust();
+        let key = CaKey::first("staff");
+        let numbers = [(key.clone(), CrlNumber(7))];
+        let anchor = Anchor { numbers: &numbers, ..ANCHOR };
+        let served = BTreeMap::from([(key, CrlNumber(6))]);
+        let told = |trust: &ClientTrust, secret_in_place, served| {
+            let world = World {
+                secret_in_place,
+                served,
+                ..world(trust, Some(anchor), Some(ingress()), &[])
+            };
+            status(&world, &[Ok(())])
+        };
+        let crls = |status: &ClientTrustStatus| {
+            let one = |crl: &CrlInForce| (crl.crl_number.clone(), crl.gate_crl_number.clone());
+            status.crls.iter().map(one).collect::<Vec<_>>()
+        };
+        // What could not be written is not in force.
+        assert!(told(&trust, false, Served::Unknown).crls.is_empty());
+        let first = told(&trust, true, Served::Known(&served));
+        assert_eq!(crls(&first), [("7".to_owned(), Some("6".to_owned()))]);
+        assert!(gate_lags(&first, &numbers));
+        trust.status = Some(first.clone());
+        // Nobody asked: it stays. Not known any more: it is not told on.
+        assert_eq!(told(&trust, true, Served::Unasked), first);
+        let unknown = told(&trust, true, Served::Unknown);
+        assert_eq!(crls(&unknown), [("7".to_owned(), None)]);
+        assert!(gate_lags(&unknown, &numbers));
+        let served = BTreeMap::from([(CaKey::first("staff"), CrlNumber(7))]);
+        let caught_up = told(&trust, true, Served::Known(&served));
+        assert!(!gate_lags(&caught_up, &numbers), "{caught_up:?}");
+        // A newer CRL that is not written yet.
+        trust.status = Some(caught_up);
+        let newer = [(CaKey::first("staff"), CrlNumber(9))];
+        let anchor = Anchor { numbers: &newer, ..ANCHOR };
+        let world =
+            World { secret_in_place: false, ..world(&trust, Some(anchor), Some(ingress()), &[]) };
+        let status = status(&world, &[Ok(())]);
+        assert_eq!(crls(&status), [("7".to_owned(), Some("7".to_owned()))]);
+        assert!(gate_lags(&status, &newer));
     }
 
     #[test]
