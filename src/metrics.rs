@@ -1,5 +1,5 @@
 //! Prometheus metrics of the controller and the server. Labels are bounded: names of authorities,
-//! controllers and enums, never those of identities.
+//! controllers and enums, and of trusts with a canary; never those of identities.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -78,6 +78,26 @@ pub struct CrlRequestLabels {
     pub code: u16,
 }
 
+/// Labels: which trust.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct TrustLabels {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub trust: String,
+}
+
+/// Labels of a canary's result.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CanaryLabels {
+    /// The trust's namespace.
+    pub namespace: String,
+    /// The trust's name.
+    pub trust: String,
+    /// `Passed`, or what went wrong.
+    pub result: &'static str,
+}
+
 /// All metrics, each made whether this process uses it or not.
 pub struct Metrics {
     registry: Registry,
@@ -109,6 +129,12 @@ pub struct Metrics {
     pub leader: Gauge<f64, AtomicU64>,
     /// The gate's answers.
     pub gate_decisions: Family<GateLabels, Counter>,
+    /// Seconds from the revocation of a canary's certificate until it was refused.
+    pub canary_refused_seconds: Family<AuthorityLabel, Histogram>,
+    /// When a canary's run last ended with all as it should be.
+    pub canary_last_success: Family<TrustLabels, Gauge<i64, AtomicI64>>,
+    /// How a canary stands.
+    pub canary_result: Family<CanaryLabels, Gauge<i64, AtomicI64>>,
     /// Seconds from a `CertificateRevocation` to the CRL that holds its certificates.
     pub revocation_published_seconds: Histogram,
     /// Seconds from a `CertificateRevocation` until every `ClientTrust` had that CRL in force.
@@ -145,6 +171,9 @@ impl Default for Metrics {
             ca_not_after: Family::default(),
             leader: Gauge::default(),
             gate_decisions: Family::default(),
+            canary_refused_seconds: Family::new_with_constructor(long),
+            canary_last_success: Family::default(),
+            canary_result: Family::default(),
             revocation_published_seconds: long(),
             revocation_enforced_seconds: long(),
             crl_requests: Family::default(),
@@ -188,6 +217,21 @@ impl Default for Metrics {
         );
         r.register("leader", "1 when this process is the leader", metrics.leader.clone());
         r.register("gate_decisions", "Answers of the gate", metrics.gate_decisions.clone());
+        r.register(
+            "canary_refused_seconds",
+            "Seconds from the revocation of a canary's certificate until it was refused",
+            metrics.canary_refused_seconds.clone(),
+        );
+        r.register(
+            "canary_last_success_timestamp_seconds",
+            "End of the last run of a trust's canary in which all was as it should be",
+            metrics.canary_last_success.clone(),
+        );
+        r.register(
+            "canary_result",
+            "1 for the result of the last run of a trust's canary",
+            metrics.canary_result.clone(),
+        );
         r.register(
             "revocation_published_seconds",
             "Seconds from a CertificateRevocation to the CRL that holds its certificates",

@@ -21,6 +21,9 @@ pub const ACCEPTED: &str = "Accepted";
 pub const PROGRAMMED: &str = "Programmed";
 /// `ClientTrust` target: how a revoked certificate is refused.
 pub const REVOCATION_ENFORCED: &str = "RevocationEnforced";
+/// `ClientTrust`: the canary saw that good clients are accepted and revoked ones refused. Present only
+/// with `spec.canary`.
+pub const CANARY_PASSED: &str = "CanaryPassed";
 
 /// `ClientIdentity`: the annotation that asks for a renewal can be understood. Present only when not.
 pub const RENEWAL_REQUEST: &str = "RenewalRequestValid";

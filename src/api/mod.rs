@@ -3,6 +3,7 @@
 
 pub mod allow;
 pub mod authority;
+pub mod canary;
 pub mod condition;
 pub mod duration;
 pub mod identity;

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::AuthorityReference;
+use super::canary::{Canary, CanaryStatus};
 
 /// Trust in the clients of some authorities, put before some routes.
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
@@ -25,6 +26,7 @@ use super::AuthorityReference;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Canary", type_ = "string", json_path = ".status.conditions[?(@.type==\"CanaryPassed\")].reason", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -43,6 +45,10 @@ pub struct ClientTrustSpec {
     /// What happens to a client that shows no certificate.
     #[serde(default)]
     pub mode: Mode,
+    /// Tries on a schedule whether good clients are accepted and revoked ones refused. When it is not set
+    /// nothing is tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
 }
 
 /// What happens to a client that shows no certificate.
@@ -81,7 +87,8 @@ pub struct ClientTrustStatus {
     /// The generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: every target is programmed and refuses revoked certificates.
+    /// `Ready`: every target is programmed and refuses revoked certificates. `CanaryPassed`: the canary saw
+    /// it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
@@ -90,6 +97,9 @@ pub struct ClientTrustStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub targets: Vec<TargetStatus>,
+    /// What the canary saw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
     /// The CRL in force of each CA that is trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -108,6 +108,13 @@ struct ControllerArgs {
         default_value = "http://countersign-server.countersign.svc:8081"
     )]
     gate_url: String,
+    /// Run the canaries that ClientTrusts ask for.
+    #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "true|false")]
+    canaries: bool,
+    /// Canaries connect to these networks only, such as 10.0.0.0/8. When not given: everywhere but to loopback and link-local
+    /// addresses.
+    #[arg(long, value_delimiter = ',', value_name = "NETWORK")]
+    canary_networks: Vec<controller::canary::Network>,
     /// The servers' CRL port, under a name that has an address for each of them: they are asked which CRLs
     /// they answer by. Without it no revocation is told to be enforced by the gate.
     #[arg(long, env = "CRL_SERVERS", value_name = "HOST:PORT")]
@@ -204,6 +211,10 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         lease_duration: Duration::from_secs(args.lease_seconds),
         concurrency: args.concurrency.into(),
         gate_url: args.gate_url.trim_end_matches('/').to_owned(),
+        canary: controller::canary::Settings {
+            enabled: args.canaries,
+            networks: args.canary_networks,
+        },
         crl_servers: args.crl_servers.filter(|address| !address.is_empty()),
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {

@@ -11,6 +11,7 @@ use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
 use kube::{Client, Resource, ResourceExt};
 
+use super::canary::{Canaries, Settings};
 use super::queue::Queue;
 use super::servers::Servers;
 use super::upkeep::Repairs;
@@ -125,6 +126,8 @@ pub struct Queues {
     pub revocation: Queue,
     /// Trusts.
     pub trust: Queue,
+    /// Canaries, by the trust that they try.
+    pub canary: Queue,
 }
 
 /// A CA as it was read from its Secret.
@@ -318,6 +321,10 @@ pub struct Context {
     pub restarted: Mutex<HashMap<Key, (Serial, Option<i64>)>>,
     /// When an authority's status was last written.
     pub status_written: Mutex<HashMap<String, Instant>>,
+    /// How canaries are run.
+    pub canary_settings: Settings,
+    /// The canaries.
+    pub canaries: Canaries,
     /// Since when each revocation that is not in force yet could have been.
     pub revoking: Mutex<HashMap<Key, Instant>>,
 }

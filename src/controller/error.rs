@@ -56,6 +56,9 @@ pub enum Error {
     /// Making a CRL failed.
     #[error(transparent)]
     Crl(#[from] CrlError),
+    /// A certificate can't be shown.
+    #[error("failed to set up a TLS client: {0}")]
+    Tls(String),
 }
 
 impl Error {
@@ -73,6 +76,7 @@ impl Error {
             Self::Verify(_) => "verify",
             Self::Guard { .. } => "guard",
             Self::Crl(_) => "crl",
+            Self::Tls(_) => "tls",
         }
     }
 

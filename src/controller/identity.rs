@@ -15,6 +15,7 @@ use super::error::Error;
 use super::material::{Found, add_keystores, gather_secret, private_key};
 use super::queue::Outcome;
 use super::settle::{put_status, settle, told, until};
+use super::signing::sign;
 use super::upkeep;
 use crate::api::condition::truncate;
 use crate::api::identity::Reason;
@@ -23,12 +24,9 @@ use crate::cluster::apply::write;
 use crate::cluster::{FIELD_MANAGER, Key};
 use crate::metrics::IssuanceLabels;
 use crate::pki::Serial;
-use crate::pki::issue::{IssueRequest, issue};
-use crate::pki::verify::verify_issued;
-use crate::plan::authority::crl_url;
 use crate::plan::identity::{AuthorityView, Decision, Issuance, Trigger, World, decide, holder};
+use crate::plan::ledger::Issued;
 use crate::plan::ledger::record::bounded_subject;
-use crate::plan::ledger::{Issued, Record};
 use crate::plan::material::{KeySource, Material};
 use crate::plan::renewal::renewal;
 use crate::plan::retry::{Repair, held_until, is_drifting, repair};
@@ -374,7 +372,7 @@ async fn issue_into(
         KeySource::Requested(request) => request.public_key_der.clone(),
         _ => key.as_ref().expect("whoever asks for no key gets one").public_key_der(),
     };
-    let record = Record::Issued(Issued {
+    let record = Issued {
         serial,
         revision: issuance.revision,
         not_after: issuance.not_after,
@@ -383,22 +381,11 @@ async fn issue_into(
         issued_at: Some(truncate(now)),
         supersedes: issuance.supersedes,
         retain: upkeep::retains(&identity.spec),
-    });
-    // Before the signature exists: a certificate that nobody recorded could not be revoked.
-    let active = signing.active();
-    context.ledger.record(&active.key, vec![record]).await?;
-
-    let url = signing.crl_base.as_ref().map(|base| crl_url(base, &active.key));
-    let request = IssueRequest {
-        profile: &issuance.profile,
-        public_key_der: &public_key,
-        serial,
-        not_before: issuance.not_before,
-        not_after: issuance.not_after,
-        crl_url: url.as_deref(),
     };
-    let issued = issue(&active.ca, &request)?;
-    let facts = verify_issued(&issued.der, &request, active.ca.chain(), &signing.roots, now)?;
+    let (profile, not_before) = (&issuance.profile, issuance.not_before);
+    let (issued, facts) =
+        sign(&context.ledger, signing, record, profile, &public_key, not_before, now).await?;
+    let active = signing.active();
     let mut material = Material {
         chain: active.ca.with_intermediates(&issued.der).into_bytes(),
         key: key.as_ref(),

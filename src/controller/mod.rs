@@ -2,6 +2,7 @@
 
 mod adoption;
 pub mod authority;
+pub mod canary;
 mod compaction;
 pub mod context;
 mod crl;
@@ -10,6 +11,7 @@ mod generations;
 pub mod identity;
 mod material;
 mod orphans;
+mod probe;
 mod publish;
 pub mod queue;
 pub mod revocation;
@@ -17,5 +19,6 @@ mod rollout;
 pub mod run;
 pub mod servers;
 mod settle;
+mod signing;
 pub mod trust;
 pub mod upkeep;

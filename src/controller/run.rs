@@ -18,7 +18,7 @@ use tracing::info;
 use super::context::{Context, Queues, Stores, index_key, revocation_keys};
 use super::queue::{self, Queue};
 use super::servers::Servers;
-use super::{authority, compaction, identity, revocation, trust};
+use super::{authority, canary, compaction, identity, revocation, trust};
 use crate::api::{ClientIdentity, annotation, label};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
@@ -50,6 +50,8 @@ pub struct Config {
     pub gate_url: String,
     /// The token that holds CA keys, if there is one.
     pub token: Option<Token>,
+    /// How canaries are run.
+    pub canary: canary::Settings,
     /// `HOST:PORT` of the servers' CRL port; the name has an address for each of them.
     pub crl_servers: Option<String>,
 }
@@ -71,13 +73,18 @@ struct Incoming {
     identity: mpsc::UnboundedReceiver<(Key, Duration)>,
     revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
     trust: mpsc::UnboundedReceiver<(Key, Duration)>,
+    canary: mpsc::UnboundedReceiver<(Key, Duration)>,
 }
 
 impl Incoming {
     fn drain(&mut self) {
-        for queue in
-            [&mut self.authority, &mut self.identity, &mut self.revocation, &mut self.trust]
-        {
+        for queue in [
+            &mut self.authority,
+            &mut self.identity,
+            &mut self.revocation,
+            &mut self.trust,
+            &mut self.canary,
+        ] {
             while queue.try_recv().is_ok() {}
         }
     }
@@ -89,6 +96,7 @@ fn push_everything(stores: &Stores, queues: &Queues) {
     stores.identities.keys().into_iter().for_each(|key| queues.identity.push(key));
     stores.revocations.keys().into_iter().for_each(|key| queues.revocation.push(key));
     stores.trusts.keys().into_iter().for_each(|key| queues.trust.push(key));
+    stores.trusts.keys().into_iter().for_each(|key| queues.canary.push(key));
     let marks = |namespace: Option<String>, annotations: &BTreeMap<String, String>| {
         let name = annotations.get(annotation::TRUST)?;
         Some(Key::new(namespace?, name))
@@ -170,8 +178,11 @@ pub async fn run(
         repairs: Mutex::new(HashMap::new()),
         restarted: Mutex::new(HashMap::new()),
         status_written: Mutex::new(HashMap::new()),
+        canary_settings: config.canary.clone(),
+        canaries: canary::Canaries::default(),
         revoking: Mutex::new(HashMap::new()),
     });
+    canary::wake(&context);
     let (stop, stopped) = watch::channel(false);
     let loops = tokio::spawn(run_loops(context, incoming, config.concurrency, stopped));
     let lost = tokio::select! {
@@ -198,13 +209,15 @@ fn queues() -> (Queues, Incoming) {
     let (identity, identity_in) = Queue::new();
     let (revocation, revocation_in) = Queue::new();
     let (trust, trust_in) = Queue::new();
+    let (canary, canary_in) = Queue::new();
     (
-        Queues { authority, identity, revocation, trust },
+        Queues { authority, identity, revocation, trust, canary },
         Incoming {
             authority: authority_in,
             identity: identity_in,
             revocation: revocation_in,
             trust: trust_in,
+            canary: canary_in,
         },
     )
 }
@@ -234,6 +247,7 @@ async fn run_loops(
         control!(identity, concurrency),
         control!(revocation, concurrency),
         control!(trust, 4),
+        control!(canary, 4),
         compaction::run(context.clone(), stop.clone()),
     );
 }
@@ -364,6 +378,7 @@ fn start_watches(
         let (queue, revocations) = (queues.clone(), stores.revocations.clone());
         let changed = move |key: &Key, _: Option<&_>| {
             queue.trust.push(key.clone());
+            queue.canary.push(key.clone());
             for revocation in revocations.list() {
                 if revocation::waits_for_trusts(&revocation) {
                     queue.revocation.push(Key::of(&*revocation));

@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
 use super::queue::Outcome;
-use crate::api::condition::{PROGRAMMED, READY, Wanted};
+use crate::api::condition::{CANARY_PASSED, PROGRAMMED, READY, Wanted};
 use crate::api::trust::{Reason, TargetReference};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
@@ -90,12 +90,14 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let prepared = put_secret(&context, &trust, secret(&trust, &authorities)).await;
     let detached = detach(&context, &key).await;
     let routes = host_routes(&context);
+    let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
     let mut world = World {
         trust: &trust,
         authorities,
         targets: gather_targets(&context, &trust).await?,
         routes: &routes,
         gate_url: &context.gate_url,
+        canary: canary.as_ref(),
         secret_in_place: prepared.is_ok(),
         served: Served::Unasked,
         now: Timestamp::now(),
@@ -434,13 +436,15 @@ async fn put_status(
     let api: Api<ClientTrust> = Api::namespaced(context.client.clone(), &namespace);
     let written = apply::status(&api, &trust.name_any(), wanted).await?;
     context.wrote(NAME, &written);
-    let ready = wanted.conditions.iter().find(|condition| condition.type_ == READY);
-    let known = before.conditions.iter().find(|condition| condition.type_ == READY);
-    if let Some(ready) = ready.filter(|r| known.is_none_or(|known| known.reason != r.reason)) {
-        if ready.status == "True" {
-            context.events.normal(trust, "Program", &ready.reason, &ready.message).await;
-        } else {
-            context.events.warning(trust, "Program", &ready.reason, &ready.message).await;
+    for (type_, action) in [(READY, "Program"), (CANARY_PASSED, "Try")] {
+        let found = wanted.conditions.iter().find(|condition| condition.type_ == type_);
+        let known = before.conditions.iter().find(|condition| condition.type_ == type_);
+        if let Some(found) = found.filter(|f| known.is_none_or(|known| known.reason != f.reason)) {
+            if found.status == "True" {
+                context.events.normal(trust, action, &found.reason, &found.message).await;
+            } else {
+                context.events.warning(trust, action, &found.reason, &found.message).await;
+            }
         }
     }
     Ok(())

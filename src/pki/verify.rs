@@ -3,12 +3,24 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::inspect::{InspectError, LeafFacts, inspect};
 use super::issue::IssueRequest;
 use super::lint::{Broken, lint};
+
+/// Why a server's certificate is not taken although it is known.
+#[derive(Debug, thiserror::Error)]
+pub enum PinnedError {
+    /// It can't be read, or holds another name.
+    #[error(transparent)]
+    Certificate(#[from] webpki::Error),
+    /// It has expired, or is not valid yet.
+    #[error("the certificate has expired or is not valid yet")]
+    Validity,
+}
 
 /// Why a certificate must not be published.
 #[derive(Debug, thiserror::Error)]
@@ -79,4 +91,22 @@ pub fn verify_client(
             None,
         )
         .map(|_| ())
+}
+
+/// Is a certificate that is trusted for itself, and may say of itself that it is a CA's, of this name and
+/// valid at this moment?
+pub fn verify_pinned_server(
+    der: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    now: UnixTime,
+) -> Result<(), PinnedError> {
+    EndEntityCert::try_from(der)?.verify_is_valid_for_subject_name(name)?;
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| webpki::Error::BadDer)?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = certificate.validity();
+    if validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp() {
+        Ok(())
+    } else {
+        Err(PinnedError::Validity)
+    }
 }

@@ -196,6 +196,7 @@ mod tests {
                 authorities: vec![AuthorityReference { name: "staff".into() }],
                 target_refs: vec![target_ref.clone()],
                 mode: Mode::Required,
+                canary: None,
             },
         );
         trust.metadata.namespace = Some("shop".into());
@@ -208,6 +209,7 @@ mod tests {
         ];
         let conditions = condition::merge(&[], &wanted, Some(2), Timestamp::UNIX_EPOCH);
         trust.status = Some(ClientTrustStatus {
+            canary: None,
             observed_generation: Some(2),
             conditions: Vec::new(),
             targets: vec![TargetStatus { target_ref, conditions }],

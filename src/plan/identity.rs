@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 
 use super::allow::{Asked, Policy};
+use super::canary;
 use super::ledger::CaKey;
 use super::material::{self, KeySource};
 use super::names::parse;
@@ -183,6 +184,13 @@ pub fn decide(world: &World<'_>) -> Decision {
     let refuse = |reason, message| Decision::Refuse { reason, message, current: current.clone() };
 
     // The order counts: what the user must mend first is said first.
+    if canary::is_reserved(spec) {
+        let message = format!(
+            "spec.commonName: {:?} is the name of canaries; choose another one",
+            canary::COMMON_NAME
+        );
+        return refuse(Reason::InvalidSpec, message);
+    }
     let profile = match parse(spec) {
         Ok(profile) => profile,
         Err(error) => return refuse(Reason::InvalidSpec, error.to_string()),

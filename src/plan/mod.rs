@@ -4,8 +4,10 @@
 pub mod adoption;
 pub mod allow;
 pub mod authority;
+pub mod canary;
 pub mod cel;
 pub mod crl;
+pub mod destination;
 pub mod enforcement;
 pub mod headroom;
 pub mod history;
@@ -23,4 +25,5 @@ pub mod scope;
 pub mod secret;
 pub mod status;
 pub mod template;
+pub mod trial;
 pub mod trust;

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
+use super::canary;
 use super::headroom::SECRET_LIMIT;
 use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
@@ -42,6 +43,8 @@ pub struct World<'a> {
     pub routes: &'a [HostRoute],
     /// Base URL of the gate.
     pub gate_url: &'a str,
+    /// What the canary has to tell that was not told yet.
+    pub canary: Option<&'a canary::Report>,
     /// Does the trust's Secret hold what it should?
     pub secret_in_place: bool,
     /// The CRL numbers by which every server of the gate answers, when they were asked and it is known.
@@ -263,9 +266,12 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
         message.truncate(message.floor_char_boundary(1024));
         Wanted::no(READY, reason, message)
     };
+    let conditions = condition::merge(&before.conditions, &[ready], generation, world.now);
+    let (conditions, canary) = canary::told(world.trust, world.canary, conditions, world.now);
     ClientTrustStatus {
         observed_generation: generation,
-        conditions: condition::merge(&before.conditions, &[ready], generation, world.now),
+        conditions,
+        canary,
         crls: crls_in_force(world, &before, targets.iter().any(is_gated)),
         targets,
     }
@@ -415,6 +421,7 @@ mod tests {
                     name: "shop".into(),
                 }],
                 mode: Mode::Required,
+                canary: None,
             },
         );
         trust.metadata.namespace = Some("shop".into());
@@ -447,6 +454,7 @@ mod tests {
             }],
             routes,
             gate_url: "http://gate",
+            canary: None,
             secret_in_place: true,
             served: Served::Unasked,
             now: Timestamp::UNIX_EPOCH,
