@@ -1,8 +1,9 @@
 //! The few DER forms (X.690) that names, keys and CRLs need. Everything else is encoded by rcgen.
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::Offset;
 
+pub(super) const BOOLEAN: u8 = 0x01;
 pub(super) const INTEGER: u8 = 0x02;
 pub(super) const BIT_STRING: u8 = 0x03;
 pub(super) const OCTET_STRING: u8 = 0x04;
@@ -51,14 +52,40 @@ pub(super) fn unsigned(out: &mut Vec<u8>, big_endian: &[u8]) {
     out.extend_from_slice(digits);
 }
 
+/// 2050-01-01T00:00:00Z, in seconds since 1970.
+const GENERALIZED_FROM: i64 = 2_524_608_000;
+
 /// Appends a Time: UTCTime until 2049, GeneralizedTime from 2050 (RFC 5280 section 5.1.2.4).
 pub(super) fn time(out: &mut Vec<u8>, time: Timestamp) {
-    let civil = time.to_zoned(TimeZone::UTC);
-    if civil.year() < 2050 {
-        value(out, UTC_TIME, civil.strftime("%y%m%d%H%M%SZ").to_string().as_bytes());
-    } else {
-        value(out, GENERALIZED_TIME, civil.strftime("%Y%m%d%H%M%SZ").to_string().as_bytes());
+    // Formatted by hand: a CRL has a million of them.
+    let civil = Offset::UTC.to_datetime(time);
+    let year = civil.year().unsigned_abs();
+    let (century, year) = ((year / 100) as u8, (year % 100) as u8);
+    let numbers = [
+        century,
+        year,
+        civil.month().unsigned_abs(),
+        civil.day().unsigned_abs(),
+        civil.hour().unsigned_abs(),
+        civil.minute().unsigned_abs(),
+        civil.second().unsigned_abs(),
+    ];
+    let mut digits = [b'Z'; 15];
+    for (pair, number) in digits.chunks_exact_mut(2).zip(numbers) {
+        pair.copy_from_slice(&[b'0' + number / 10, b'0' + number % 10]);
     }
+    if time.as_second() < GENERALIZED_FROM {
+        out.extend_from_slice(&[UTC_TIME, 13]);
+        out.extend_from_slice(&digits[2..]);
+    } else {
+        out.extend_from_slice(&[GENERALIZED_TIME, 15]);
+        out.extend_from_slice(&digits);
+    }
+}
+
+/// How many octets [`time`] appends.
+pub(super) fn time_length(time: Timestamp) -> usize {
+    if time.as_second() < GENERALIZED_FROM { 15 } else { 17 }
 }
 
 /// The content of a value that has this tag and is all there is.
@@ -185,7 +212,7 @@ mod tests {
     #[test]
     fn the_form_of_a_time_changes_with_2050() {
         let mut out = Vec::new();
-        time(&mut out, "2049-12-31T23:59:59Z".parse().unwrap());
+        time(&mut out, "2049-12-31T23:59:59.999Z".parse().unwrap());
         assert_eq!(&out[2..], b"491231235959Z");
         out.clear();
         time(&mut out, "2050-01-01T00:00:00Z".parse().unwrap());
