@@ -31,6 +31,8 @@ bench: ## measurements, with cert-manager in the same run
 
 bench-revocation: ## from a CertificateRevocation to a refused handshake in nginx, HAProxy and Envoy; ten minutes
 	@e2e/bench/revocation
+bench-crl: ## CRLs of a million entries, with Go and OpenSSL in the same run
+	@e2e/bench/crl/run
 
 fuzz: ## every parser of foreign bytes, for FUZZ_SECONDS=60 each
 	@fuzz/run

@@ -1,0 +1,3 @@
+module countersign.dev/bench/crl
+
+go 1.25
