@@ -1,9 +1,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit bench fuzz crds image clean
+.PHONY: help demo test lint audit bench bench-crl-http fuzz crds image clean
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
 
 demo: ## the quick start in a kind cluster, step by step; KEEP=1 leaves it up
 	@e2e/demo
@@ -24,6 +24,9 @@ audit: ## known vulnerabilities of dependencies; needs cargo-deny and, for the l
 
 bench: ## measurements, with cert-manager in the same run
 	@e2e/bench/run
+
+bench-crl-http: ## CRLs over HTTP, with nginx in the same run; needs wrk
+	@e2e/bench/crl-http
 
 fuzz: ## every parser of foreign bytes, for FUZZ_SECONDS=60 each
 	@fuzz/run

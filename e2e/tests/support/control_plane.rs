@@ -22,6 +22,9 @@ pub struct ControlPlane {
     folder: TempDir,
     url: String,
     ca_pem: String,
+    tools: PathBuf,
+    etcd_url: String,
+    port: u16,
     // The order counts: the API server ends before its etcd.
     apiserver: Process,
     _etcd: Process,
@@ -73,38 +76,32 @@ impl ControlPlane {
         );
 
         let ca_pem = write_credentials(path);
-        let file = |name: &str| path.join(name).display().to_string();
-        let apiserver = spawn(
-            path,
-            "kube-apiserver",
-            Command::new(tools.join("kube-apiserver")).args([
-                format!("--etcd-servers={etcd_url}"),
-                "--bind-address=127.0.0.1".to_owned(),
-                format!("--secure-port={port}"),
-                format!("--tls-cert-file={}", file("server.crt")),
-                format!("--tls-private-key-file={}", file("server.key")),
-                format!("--token-auth-file={}", file("tokens.csv")),
-                "--authorization-mode=RBAC".to_owned(),
-                format!("--service-account-issuer=https://127.0.0.1:{port}"),
-                format!("--service-account-signing-key-file={}", file("sa.key")),
-                format!("--service-account-key-file={}", file("sa.pub")),
-                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-                // There is no controller manager that would make the default ServiceAccounts.
-                "--disable-admission-plugins=ServiceAccount".to_owned(),
-                format!("--audit-policy-file={}", file("audit.yaml")),
-                format!("--audit-log-path={}", file("audit.log")),
-                "--audit-log-mode=blocking".to_owned(),
-            ]),
-        );
+        let apiserver = start_apiserver(path, &tools, &etcd_url, port);
         let mut plane = Self {
             url: format!("https://127.0.0.1:{port}"),
             ca_pem,
+            tools,
+            etcd_url,
+            port,
             folder,
             apiserver,
             _etcd: etcd,
         };
         plane.wait_until_ready().await;
         plane
+    }
+
+    /// Ends the API server, without warning.
+    pub fn stop_apiserver(&mut self) {
+        self.apiserver.0.kill().expect("it runs");
+        self.apiserver.0.wait().expect("it ends");
+    }
+
+    /// Starts it again at the same address, over the same etcd, and waits until it is ready.
+    pub async fn restart_apiserver(&mut self) {
+        let path = self.folder.path();
+        self.apiserver = start_apiserver(path, &self.tools, &self.etcd_url, self.port);
+        self.wait_until_ready().await;
     }
 
     /// A client with every right, of a user that the audit log tells apart.
@@ -210,6 +207,32 @@ impl ControlPlane {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+fn start_apiserver(path: &Path, tools: &Path, etcd_url: &str, port: u16) -> Process {
+    let file = |name: &str| path.join(name).display().to_string();
+    spawn(
+        path,
+        "kube-apiserver",
+        Command::new(tools.join("kube-apiserver")).args([
+            format!("--etcd-servers={etcd_url}"),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--tls-cert-file={}", file("server.crt")),
+            format!("--tls-private-key-file={}", file("server.key")),
+            format!("--token-auth-file={}", file("tokens.csv")),
+            "--authorization-mode=RBAC".to_owned(),
+            format!("--service-account-issuer=https://127.0.0.1:{port}"),
+            format!("--service-account-signing-key-file={}", file("sa.key")),
+            format!("--service-account-key-file={}", file("sa.pub")),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            // There is no controller manager that would make the default ServiceAccounts.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            format!("--audit-policy-file={}", file("audit.yaml")),
+            format!("--audit-log-path={}", file("audit.log")),
+            "--audit-log-mode=blocking".to_owned(),
+        ]),
+    )
 }
 
 fn spawn(folder: &Path, name: &str, command: &mut Command) -> Process {
