@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign::pki::authority::{CaParams, NameConstraints};
-use countersign::pki::crl::{self, CrlNumber, Entry};
+use countersign::pki::crl::{self, CrlNumber, CrlParams, Entry, Index};
 use countersign::pki::issue::{IssueRequest, issue};
 use countersign::pki::key::Signer;
 use countersign::pki::name::{Attribute, Name};
@@ -289,9 +289,10 @@ fn what_the_token_signs_is_taken_by_openssl_and_webpki() {
             });
             let entry = Entry { serial: stolen.1, revoked_at: now, reason: Some(1) };
             let number = CrlNumber::next(None, now);
-            let crl = crl::sign(&ca, number, now - 1.minute(), now + 1.hour(), &[entry])
-                .expect("the token signs");
-            crl::verify(&crl, &ca, number, &[entry]).expect("an independent reader takes it");
+            let params = CrlParams::complete(number, now - 1.minute(), now + 1.hour());
+            let crl = crl::encode(&ca, &params, &Index::of(&[entry])).expect("the token signs").der;
+            crl::verify(&crl, &ca, &params, [entry.serial], &[entry])
+                .expect("an independent reader takes it");
 
             scene.write("ca.pem", ca.certificate_pem());
             scene.write("crl.pem", crl::to_pem(&crl));

@@ -11,6 +11,7 @@ use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
 use kube::{Client, Resource, ResourceExt};
 
+use super::publish::PEM_LIMIT;
 use super::queue::Queue;
 use super::upkeep::Repairs;
 use crate::api::allow::Allow;
@@ -24,7 +25,7 @@ use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
 use crate::api::authority::CaState;
-use crate::pki::crl::CrlFacts;
+use crate::pki::crl::{CrlFacts, Index, pem_len, to_pem};
 use crate::pki::{CertificateAuthority, Serial};
 use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
@@ -47,7 +48,7 @@ pub struct Stores {
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Metadata of the Secrets that carry our label; those of CAs found by the name of their authority.
     pub secrets: Store<PartialObjectMeta<Secret>>,
-    /// Metadata of the ConfigMaps that publish CRLs.
+    /// Metadata of the ConfigMaps that publish CRLs, and of those with their parts.
     pub crls: Store<PartialObjectMeta<ConfigMap>>,
     /// All Ingresses.
     pub ingresses: Store<Ingress>,
@@ -188,9 +189,16 @@ impl Signing {
         &self.generations[self.active]
     }
 
-    /// The CRLs of all trusted CAs, PEM, one after the other.
+    /// The CRLs of all trusted CAs, PEM, one after the other, as many as fit a Secret. A data plane that
+    /// finds no CRL of a CA refuses the CA's clients.
     pub fn crls(&self) -> String {
-        self.generations.iter().map(|one| &*one.published.pem).collect()
+        let mut crls = String::new();
+        for der in self.generations.iter().filter_map(|one| one.published.der.as_deref()) {
+            if crls.len() + pem_len(der.len()) <= PEM_LIMIT {
+                crls += &to_pem(der);
+            }
+        }
+        crls
     }
 
     /// What issuing needs. Without the key, or without a policy, nothing can be signed.
@@ -222,10 +230,14 @@ impl Signing {
 pub struct Published {
     /// What it says.
     pub facts: Arc<CrlFacts>,
-    /// The CRL, PEM.
-    pub pem: Arc<str>,
+    /// Its entries, encoded: the next one is made from them.
+    pub index: Arc<Index>,
+    /// The CRL, DER; none when its PEM would fit no Secret.
+    pub der: Option<Arc<[u8]>>,
     /// Its size, DER.
     pub bytes: usize,
+    /// Names of the ConfigMaps that hold its parts; none for a small one.
+    pub parts: Arc<[String]>,
     /// resourceVersion of the ConfigMap that publishes it.
     pub resource_version: Option<String>,
     /// When this process published it, if it did.

@@ -1,27 +1,28 @@
-//! The CRL in the cluster: read, decide, sign, check, publish.
+//! The CRL of each CA: is it in service, is another one due?
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt};
-use tracing::{error, info, warn};
+use kube::Api;
+use tracing::error;
 
 use super::context::{Ca, Context, Generation, Published};
 use super::error::{Error, chain};
+use super::publish::{Found, apart, has_parts, publish, read};
 use crate::api::authority::CaState;
 use crate::api::condition::{READY, Wanted};
 use crate::api::{ClientAuthority, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::write;
 use crate::metrics::authority as label;
+use crate::pki::CertificateAuthority;
 use crate::pki::authority::CaFacts;
-use crate::pki::{CertificateAuthority, crl};
 use crate::plan::authority::Reason;
-use crate::plan::crl::{Decision, Publication, World, decide};
+use crate::plan::crl::{Decision, World, decide};
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{Scope, crl_key, head_name, render};
+use crate::plan::publication::{Scope, head_name};
 
 /// Two looks at a CRL are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -30,48 +31,6 @@ const RETRY: Duration = Duration::from_secs(5);
 /// While the root's key is kept elsewhere its CRL can't be renewed; from so long before its end on it
 /// must.
 const ROOT_CRL_ALARM: SignedDuration = SignedDuration::from_hours(30 * 24);
-
-/// The CRL of a CA as it stands in the cluster.
-enum Found {
-    /// None; the resourceVersion is that of a ConfigMap without a usable one, which is written over.
-    Nothing(Option<String>),
-    /// A CRL.
-    Crl(Published),
-}
-
-/// Reads the CRL that stands in the cluster.
-async fn read(context: &Context, key: &CaKey, ca: &CaFacts) -> Result<Found, Error> {
-    let name = head_name(key, Scope::Full);
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
-    let found = api
-        .get_opt(&name)
-        .await
-        .map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
-    let Some(config_map) = found else { return Ok(Found::Nothing(None)) };
-    let resource_version = config_map.resource_version();
-    let Some(der) = config_map.binary_data.and_then(|mut data| data.remove(crl_key::DER)) else {
-        warn!(name, "the ConfigMap of the CRL holds none; it is published anew");
-        return Ok(Found::Nothing(resource_version));
-    };
-    let facts = match crl::read(&der.0) {
-        Ok(facts) => facts,
-        Err(why) => {
-            error!(name, %why, "the published CRL is damaged; it is published anew");
-            return Ok(Found::Nothing(resource_version));
-        }
-    };
-    if facts.authority_key_id != ca.key_id {
-        warn!(name, "the published CRL is of another CA; it is published anew");
-        return Ok(Found::Nothing(resource_version));
-    }
-    Ok(Found::Crl(Published {
-        facts: Arc::new(facts),
-        pem: crl::to_pem(&der.0).into(),
-        bytes: der.0.len(),
-        resource_version,
-        at: None,
-    }))
-}
 
 /// The CRL of one CA after it was looked after.
 pub(super) struct Kept {
@@ -90,29 +49,29 @@ pub(super) async fn keep(
     context: &Context,
     authority: &ClientAuthority,
     ca: &Ca,
-    signer: &CertificateAuthority,
+    signer: &Arc<CertificateAuthority>,
     known: Option<&Published>,
     now: Timestamp,
 ) -> Result<Kept, Error> {
     let key = &ca.key;
     let (published, in_service) = match known {
         Some(known) => in_service(context, key, signer.facts(), known).await?,
-        None => match read(context, key, signer.facts()).await? {
+        None => match read(context, key, signer.facts(), None).await? {
             Found::Crl(published) => (published, true),
             // An empty CRL exists before the first certificate is issued.
             Found::Nothing(version) => {
-                let due = due(context, authority, ca, signer, None, now);
+                let due = due(context, authority, ca, signer, None, now).await;
                 let Decision::Publish(first) = due else {
                     unreachable!("without a published CRL one is always due");
                 };
-                let published = publish(context, key, signer, version, &first, now).await?;
+                let published = publish(context, key, signer, None, version, first, now).await?;
                 return Ok(kept(published, true, Duration::from_secs(1)));
             }
         },
     };
     let is_new = known.is_none_or(|known| known.facts.number != published.facts.number);
-    let publication = match due(context, authority, ca, signer, Some((&published, in_service)), now)
-    {
+    let current = Some((&published, in_service));
+    let publication = match due(context, authority, ca, signer, current, now).await {
         Decision::WaitUntil(due) => {
             let wait = Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO);
             return Ok(kept(published, is_new, wait));
@@ -126,16 +85,13 @@ pub(super) async fn keep(
         }
         Decision::Publish(publication) => publication,
     };
+    let missing = !publication.added.is_empty();
     let version = published.resource_version.clone();
-    match self::publish(context, key, signer, version, &publication, now).await {
+    match publish(context, key, signer, Some(&published), version, publication, now).await {
         Ok(published) => Ok(kept(published, true, Duration::from_secs(1))),
         Err(error) if error.is_conflict() => Err(error),
         // The one in service goes on: that it is not renewed must be told, not stop the rest.
         Err(error) => {
-            let missing = publication
-                .entries
-                .iter()
-                .any(|entry| published.facts.serials.binary_search(&entry.serial).is_err());
             let left = published.facts.next_update.duration_since(now);
             let quiet = ca.state == CaState::Root && !missing && left > ROOT_CRL_ALARM;
             let message = format!(
@@ -169,9 +125,10 @@ async fn in_service(
     let seen = context.stores.crls.get(&name).and_then(|crl| crl.metadata.resource_version.clone());
     let ours = ours.clone();
     if seen.is_some() && seen == ours.resource_version {
-        return Ok((ours, true));
+        let whole = has_parts(context, &ours);
+        return Ok((ours, whole));
     }
-    Ok(match read(context, key, ca).await? {
+    Ok(match read(context, key, ca, Some(&ours)).await? {
         Found::Crl(found) if found.facts.number >= ours.facts.number => {
             (Published { at: ours.at, ..found }, true)
         }
@@ -200,7 +157,7 @@ pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> 
 }
 
 /// Decides whether a CRL is due. `published` is the newest one, and whether it stands in the cluster.
-fn due(
+async fn due(
     context: &Context,
     authority: &ClientAuthority,
     ca: &Ca,
@@ -216,48 +173,27 @@ fn due(
         Some(split) => (seconds(split.root_crl_validity), seconds(split.root_crl_validity) / 12),
         None => (seconds(spec.validity), seconds(spec.refresh)),
     };
-    context.ledger.read(&ca.key, |ledger| {
-        decide(&World {
-            ledger,
-            published: published.map(|(published, _)| &*published.facts),
-            in_service: published.is_some_and(|(_, in_service)| in_service),
-            published_at: published.and_then(|(published, _)| published.at),
-            validity,
-            refresh,
-            ca_not_after: signer.facts().not_after,
-            now,
+    let (ledger, key, ca_not_after) =
+        (context.ledger.clone(), ca.key.clone(), signer.facts().not_after);
+    let in_service = published.is_some_and(|(_, in_service)| in_service);
+    let published_at = published.and_then(|(published, _)| published.at);
+    let facts = published.map(|(published, _)| published.facts.clone());
+    // A million of each are compared.
+    apart(move || {
+        ledger.read(&key, |ledger| {
+            decide(&World {
+                ledger,
+                published: facts.as_deref(),
+                in_service,
+                published_at,
+                validity,
+                refresh,
+                ca_not_after,
+                now,
+            })
         })
     })
-}
-
-/// Signs, checks by independent code, and publishes under the version of what stood before.
-async fn publish(
-    context: &Context,
-    key: &CaKey,
-    ca: &CertificateAuthority,
-    previous_version: Option<String>,
-    publication: &Publication,
-    now: Timestamp,
-) -> Result<Published, Error> {
-    let Publication { number, this_update, next_update, entries } = publication;
-    let der = crl::sign(ca, *number, *this_update, *next_update, entries)?;
-    let facts = crl::verify(&der, ca, *number, entries)?;
-    let (pem, bytes) = (crl::to_pem(&der), der.len());
-
-    let mut wanted = render(key, Scope::Full, &ca.certificate_pem(), &der, &[], *number).head;
-    wanted.metadata.namespace = Some(context.namespace.clone());
-    wanted.metadata.resource_version = previous_version;
-    let written = write(&context.client, &wanted).await?;
-    info!(number = number.0, entries = entries.len(), bytes, %next_update, "published a CRL");
-    context.metrics.crl_publications.get_or_create(&label(&key.authority)).inc();
-    let published = Published {
-        facts: Arc::new(facts),
-        pem: pem.into(),
-        bytes,
-        resource_version: written.resource_version(),
-        at: Some(now),
-    };
-    Ok(published)
+    .await
 }
 
 /// Shows the CRLs of an authority in the metrics, also those that an earlier process published: their

@@ -116,11 +116,8 @@ fn is_unpublished(context: &Context, ca: &Ca) -> bool {
     let published = signing.as_ref().and_then(|signing| {
         signing.generations.iter().find(|one| one.key == ca.key).map(|one| &one.published.facts)
     });
-    let published = published.map(|facts| &**facts);
     context.ledger.read(&ca.key, |ledger| {
-        ledger.crl_entries(published).iter().any(|entry| {
-            published.is_none_or(|crl| crl.serials.binary_search(&entry.serial).is_err())
-        })
+        crate::plan::crl::is_unpublished(ledger, published.map(|facts| &**facts))
     })
 }
 

@@ -8,6 +8,7 @@ mod generations;
 pub mod identity;
 mod material;
 mod orphans;
+mod publish;
 pub mod queue;
 pub mod revocation;
 mod rollout;

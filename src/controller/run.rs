@@ -340,7 +340,9 @@ fn start_watches(
         ca.into_iter().for_each(|ca| queue.push(Key::cluster(&*ca.authority)));
     };
     let api = Api::namespaced(client.clone(), &config.namespace);
-    let selector = format!("{},{}=crl", label::SELECTOR, label::COMPONENT);
+    // One watch for heads and parts: what it shows is in one order.
+    let components = format!("{} in (crl,crl-part)", label::COMPONENT);
+    let selector = format!("{},{components}", label::SELECTOR);
     let crls = all.clone().labels(&selector);
     tasks.spawn(stores.crls.watch(api, crls, slim, changed));
 

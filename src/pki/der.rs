@@ -1,8 +1,9 @@
 //! The few DER forms (X.690) that names, keys and CRLs need. Everything else is encoded by rcgen.
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::Offset;
 
+pub(super) const BOOLEAN: u8 = 0x01;
 pub(super) const INTEGER: u8 = 0x02;
 pub(super) const BIT_STRING: u8 = 0x03;
 pub(super) const OCTET_STRING: u8 = 0x04;
@@ -53,12 +54,28 @@ pub(super) fn unsigned(out: &mut Vec<u8>, big_endian: &[u8]) {
 
 /// Appends a Time: UTCTime until 2049, GeneralizedTime from 2050 (RFC 5280 section 5.1.2.4).
 pub(super) fn time(out: &mut Vec<u8>, time: Timestamp) {
-    let civil = time.to_zoned(TimeZone::UTC);
-    if civil.year() < 2050 {
-        value(out, UTC_TIME, civil.strftime("%y%m%d%H%M%SZ").to_string().as_bytes());
-    } else {
-        value(out, GENERALIZED_TIME, civil.strftime("%Y%m%d%H%M%SZ").to_string().as_bytes());
+    let civil = Offset::UTC.to_datetime(time);
+    let year = civil.year().unsigned_abs();
+    let (tag, century) = match year {
+        ..2050 => (UTC_TIME, None),
+        _ => (GENERALIZED_TIME, Some(year / 100)),
+    };
+    // Formatted by hand: a CRL has a million of them.
+    let fields = [year % 100, civil.month() as u16, civil.day() as u16]
+        .into_iter()
+        .chain([civil.hour(), civil.minute(), civil.second()].map(|field| field as u16));
+    out.extend_from_slice(&[tag, (time_length(time) - 2) as u8]);
+    for field in century.into_iter().chain(fields) {
+        out.extend_from_slice(&[b'0' + (field / 10) as u8, b'0' + (field % 10) as u8]);
     }
+    out.push(b'Z');
+}
+
+/// How many octets [`time`] appends.
+pub(super) fn time_length(time: Timestamp) -> usize {
+    // 2050-01-01T00:00:00Z.
+    const GENERALIZED_FROM: i64 = 2_524_608_000;
+    if time.as_second() < GENERALIZED_FROM { 15 } else { 17 }
 }
 
 /// The content of a value that has this tag and is all there is.
@@ -185,7 +202,7 @@ mod tests {
     #[test]
     fn the_form_of_a_time_changes_with_2050() {
         let mut out = Vec::new();
-        time(&mut out, "2049-12-31T23:59:59Z".parse().unwrap());
+        time(&mut out, "2049-12-31T23:59:59.999Z".parse().unwrap());
         assert_eq!(&out[2..], b"491231235959Z");
         out.clear();
         time(&mut out, "2050-01-01T00:00:00Z".parse().unwrap());

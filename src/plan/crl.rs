@@ -2,7 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Revoked};
+use crate::pki::Serial;
 use crate::pki::crl::{CrlFacts, CrlNumber, Entry};
 
 /// thisUpdate lies this far in the past, so that a verifier whose clock is slow takes the CRL.
@@ -40,8 +41,27 @@ pub struct Publication {
     pub this_update: Timestamp,
     /// Its nextUpdate.
     pub next_update: Timestamp,
-    /// Its entries.
-    pub entries: Vec<Entry>,
+    /// Entries that the published CRL does not have, sorted by serial.
+    pub added: Vec<Entry>,
+    /// Serials of the published CRL that it will not have, sorted.
+    pub leaving: Vec<Serial>,
+}
+
+impl Publication {
+    /// The serials that it lists, given those of the published CRL, in their order.
+    pub fn serials<'a>(&'a self, published: &'a [Serial]) -> impl Iterator<Item = Serial> + 'a {
+        let mut leaving = self.leaving.iter().peekable();
+        let mut added = self.added.iter().map(|entry| entry.serial).peekable();
+        let mut staying = published
+            .iter()
+            .filter(move |serial| leaving.next_if_eq(serial).is_none())
+            .copied()
+            .peekable();
+        std::iter::from_fn(move || {
+            let first = staying.peek().is_none_or(|staying| added.peek() < Some(staying));
+            if first && added.peek().is_some() { added.next() } else { staying.next() }
+        })
+    }
 }
 
 /// What to do about the CRL.
@@ -57,37 +77,87 @@ pub enum Decision {
 
 /// Decides whether a CRL must be published now.
 pub fn decide(world: &World<'_>) -> Decision {
-    let entries = world.ledger.crl_entries(world.published);
-    if let Some(published) = world.published {
-        if let Some(refusal) = shrink_guard(world.ledger, published, &entries) {
-            return Decision::Refuse(refusal);
-        }
-        // A purge of expired serials alone is no reason to publish: it waits for the refresh.
-        let added = entries.iter().any(|e| published.serials.binary_search(&e.serial).is_err());
-        let due = if added {
-            // A time that lies ahead is of a clock that was set back: nobody waits for it.
-            let last = world.published_at.filter(|at| *at <= world.now);
-            last.map_or(world.now, |at| at.saturating_add(COALESCE).unwrap_or(at))
-        } else {
-            refresh_time(published, world)
-        };
-        let from_the_future = published.this_update > world.now;
-        if world.in_service && !from_the_future && world.now < due {
-            return Decision::WaitUntil(due);
-        }
+    let Some(published) = world.published else {
+        let changes = Changes { added: world.ledger.crl_entries(None), ..Changes::default() };
+        return Decision::Publish(publication(world, changes));
+    };
+    let refresh = refresh_time(published, world);
+    let overdue = !world.in_service || published.this_update > world.now || world.now >= refresh;
+    // A time that lies ahead is of a clock that was set back: nobody waits for it.
+    let last = world.published_at.filter(|at| *at <= world.now);
+    let shared = last.and_then(|at| at.checked_add(COALESCE).ok()).unwrap_or(world.now);
+    if !overdue && world.now < shared {
+        return Decision::WaitUntil(shared.min(refresh));
     }
+    // A purge of expired serials alone is no reason to publish: it waits for the refresh.
+    let changes = compare(world.ledger, published, overdue);
+    if let Some(refusal) = shrink_guard(&changes.lost) {
+        return Decision::Refuse(refusal);
+    }
+    if !overdue && changes.added.is_empty() {
+        return Decision::WaitUntil(refresh);
+    }
+    Decision::Publish(publication(world, changes))
+}
+
+fn publication(world: &World<'_>, changes: Changes) -> Publication {
     // thisUpdate does not fall, unless it lay in the future, where every verifier refuses it.
     let floor = world.published.map_or(Timestamp::MIN, |published| published.this_update);
     let floor = floor.min(world.now);
     let this_update = world.now.saturating_sub(BACKDATE).unwrap_or(world.now).max(floor);
     let next_update =
         world.now.saturating_add(world.validity).unwrap_or(Timestamp::MAX).min(world.ca_not_after);
-    Decision::Publish(Publication {
+    Publication {
         number: CrlNumber::next(world.published.map(|published| published.number), world.now),
         this_update: crate::api::condition::truncate(this_update),
         next_update: crate::api::condition::truncate(next_update),
-        entries,
-    })
+        added: changes.added,
+        leaving: changes.leaving,
+    }
+}
+
+/// How the ledger differs from the published CRL.
+#[derive(Default)]
+struct Changes {
+    /// What the published CRL lacks.
+    added: Vec<Entry>,
+    /// What need not stay in it.
+    leaving: Vec<Serial>,
+    /// What it has and the ledger should have.
+    lost: Vec<Serial>,
+}
+
+/// One pass over both, which are sorted. What may leave is looked for only in a `purge`: it costs a look
+/// at the end of each certificate.
+fn compare(ledger: &Ledger, published: &CrlFacts, purge: bool) -> Changes {
+    let mut changes = Changes::default();
+    let mut listed = published.serials.iter().peekable();
+    let may_leave = |serial: &Serial| ledger.may_leave(serial, Some(published));
+    for revoked in ledger.revoked() {
+        while let Some(lost) = listed.next_if(|serial| **serial < revoked.serial) {
+            changes.lost.extend((!may_leave(lost)).then_some(*lost));
+            changes.leaving.push(*lost);
+        }
+        if listed.next_if_eq(&&revoked.serial).is_some() {
+            changes.leaving.extend((purge && may_leave(&revoked.serial)).then_some(revoked.serial));
+        } else if !may_leave(&revoked.serial) {
+            let Revoked { serial, revoked_at, reason } = *revoked;
+            changes.added.push(Entry { serial, revoked_at, reason });
+        }
+    }
+    for lost in listed {
+        changes.lost.extend((!may_leave(lost)).then_some(*lost));
+        changes.leaving.push(*lost);
+    }
+    changes
+}
+
+/// Does the published CRL lack a certificate that is revoked and has not expired?
+pub fn is_unpublished(ledger: &Ledger, published: Option<&CrlFacts>) -> bool {
+    match published {
+        Some(published) => !compare(ledger, published, false).added.is_empty(),
+        None => ledger.revoked().next().is_some(),
+    }
 }
 
 /// When the published CRL is to be signed anew: after `refresh`, and with a third of its own validity
@@ -104,18 +174,12 @@ fn refresh_time(published: &CrlFacts, world: &World<'_>) -> Timestamp {
 
 /// An unexpired serial of the published CRL that the next one lacks means that the ledger lost a
 /// record. A CRL without it would let a revoked client in.
-fn shrink_guard(ledger: &Ledger, published: &CrlFacts, entries: &[Entry]) -> Option<String> {
-    let missing: Vec<_> = published
-        .serials
-        .iter()
-        .filter(|serial| entries.binary_search_by_key(*serial, |entry| entry.serial).is_err())
-        .filter(|serial| !ledger.may_leave(serial, Some(published)))
-        .collect();
-    let first = missing.first()?;
+fn shrink_guard(lost: &[Serial]) -> Option<String> {
+    let first = lost.first()?;
     Some(format!(
         "the ledger lost {} revoked serial(s) of the published CRL, {first} among them; the published CRL stays in service. \
          Restore the ConfigMaps labelled countersign.dev/component=ledger from a backup",
-        missing.len()
+        lost.len()
     ))
 }
 
@@ -164,14 +228,70 @@ mod tests {
         }
     }
 
+    fn serials(publication: &Publication, published: &CrlFacts) -> Vec<String> {
+        publication.serials(&published.serials).map(|serial| serial.to_string()).collect()
+    }
+
+    #[test]
+    fn what_comes_and_what_goes_make_the_next_list() {
+        for (published, added, leaving, expected) in [
+            ("", "", "", ""),
+            ("", "01 02", "", "01 02"),
+            ("01 02 03", "", "02", "01 03"),
+            ("02 04", "01 03 05", "", "01 02 03 04 05"),
+            ("02 04", "01 03 05", "02 04", "01 03 05"),
+            ("02", "03", "02", "03"),
+        ] {
+            let list = |text: &str| text.split_whitespace().map(|s| s.parse().unwrap()).collect();
+            let (published, leaving, added): (Vec<Serial>, _, Vec<Serial>) =
+                (list(published), list(leaving), list(added));
+            let entry = |serial| Entry { serial, revoked_at: second(1), reason: None };
+            let publication = Publication {
+                number: CrlNumber(1),
+                this_update: second(1),
+                next_update: second(2),
+                added: added.into_iter().map(entry).collect(),
+                leaving,
+            };
+            let listed: Vec<Serial> = publication.serials(&published).collect();
+            assert_eq!(listed, list(expected), "{published:?}");
+        }
+    }
+
+    /// The sign of it was wrong at Let's Encrypt once: entries left before their certificates had expired
+    /// (bugzilla 1954861).
+    #[test]
+    fn a_serial_leaves_only_after_it_stood_in_a_crl_that_was_made_after_it_expired() {
+        let mut ledger = Ledger::default();
+        ledger.apply(Record::Issued(issued("0a", "uid", 1, 10_000)));
+        ledger.apply(Record::Revoked(revoked("0a", 100)));
+        let next = |made: i64, now: i64| {
+            let crl = published(made, &["0a"]);
+            match decide(&world(&ledger, Some(&crl), now)) {
+                Decision::Publish(publication) => Some(serials(&publication, &crl)),
+                Decision::WaitUntil(_) => None,
+                Decision::Refuse(why) => panic!("{why}"),
+            }
+        };
+        let (stays, leaves) = (Some(vec!["0a".to_owned()]), Some(vec![]));
+        // Not expired.
+        assert_eq!(next(6_000, 9_999), stays);
+        // Expired, but in no CRL that says so: a verifier with a slow clock may still take it.
+        assert_eq!(next(6_000, 20_000), stays);
+        assert_eq!(next(10_060, 20_000), stays, "thisUpdate is the very end of validity");
+        assert_eq!(next(10_061, 20_000), leaves);
+        // That alone is no reason to publish.
+        assert_eq!(next(10_061, 10_062), None);
+    }
+
     #[test]
     fn an_empty_crl_exists_before_the_first_certificate() {
-        let Decision::Publish(Publication { entries, next_update, this_update, .. }) =
+        let Decision::Publish(Publication { added, next_update, this_update, .. }) =
             decide(&world(&ledger(&[]), None, 1000))
         else {
             panic!("not published")
         };
-        assert!(entries.is_empty());
+        assert!(added.is_empty());
         assert_eq!((this_update, next_update), (second(940), second(37_000)));
     }
 
@@ -197,7 +317,7 @@ mod tests {
         let world = World { in_service: false, ..world(&ledger, Some(&crl), 1001) };
         let Decision::Publish(publication) = decide(&world) else { panic!("not published") };
         assert!(publication.number > crl.number);
-        assert_eq!(publication.entries.len(), 1);
+        assert_eq!(serials(&publication, &crl), ["0a"]);
     }
 
     #[test]

@@ -298,6 +298,11 @@ impl Ledger {
         self.issued.values()
     }
 
+    /// Every revocation, in the order of serials.
+    pub fn revoked(&self) -> impl Iterator<Item = &Revoked> {
+        self.revoked.values()
+    }
+
     /// Every certificate of a holder, oldest first.
     pub fn of_holder(&self, uid: &str) -> impl Iterator<Item = &Issued> {
         self.by_holder.get(uid).into_iter().flatten().filter_map(|serial| self.issued.get(serial))

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::authority::labels;
+use super::authority::{key_of, labels};
 use super::ledger::CaKey;
 use crate::api::{annotation, label};
 use crate::pki::crl::CrlNumber;
@@ -18,6 +19,10 @@ use crate::pki::sha256_hex;
 
 /// Up to this size, DER, a CRL stands in one ConfigMap: the API server takes objects of 1 MiB.
 pub const WHOLE_BYTES: usize = 900 * 1024;
+
+/// A part that nothing names stays for so long: another publisher may be about to name it, or a reader may
+/// be reading what named it.
+const GRACE: SignedDuration = SignedDuration::from_mins(10);
 
 /// Value of the component label of a head.
 pub const COMPONENT: &str = "crl";
@@ -204,10 +209,16 @@ fn part(key: &CaKey, bytes: &[u8], sha256: &str) -> ConfigMap {
     }
 }
 
-/// Does an object belong to a head, or is it a part?
-pub fn is_part(metadata: &ObjectMeta) -> bool {
-    let component = metadata.labels.as_ref().and_then(|labels| labels.get(label::COMPONENT));
-    component.is_some_and(|component| component == PART_COMPONENT)
+/// Is an object a part of a CA's CRLs that can be removed, since none of the CRLs that count names it? A
+/// publisher that died before it wrote the head left such parts.
+pub fn is_unused(key: &CaKey, part: &ObjectMeta, named: &[&[String]], now: Timestamp) -> bool {
+    let component = part.labels.as_ref().and_then(|labels| labels.get(label::COMPONENT));
+    let ours = component.is_some_and(|component| component == PART_COMPONENT)
+        && key_of(part).as_ref() == Some(key);
+    let created = part.creation_timestamp.as_ref().map(|time| time.0);
+    let old = created.is_some_and(|created| now.duration_since(created) > GRACE);
+    let name = part.name.as_deref().unwrap_or_default();
+    ours && old && !named.iter().copied().flatten().any(|known| known == name)
 }
 
 /// The bytes in the ConfigMap of a part.
@@ -290,6 +301,7 @@ pub fn assemble<B: AsRef<[u8]>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use proptest::prelude::*;
 
     fn key() -> CaKey {
@@ -356,6 +368,24 @@ mod tests {
         let after = part_names(&key(), &rendered(&der, &cuts).head);
         let changed: Vec<_> = (0..3).filter(|at| before[*at] != after[*at]).collect();
         assert_eq!(changed, [1]);
+    }
+
+    #[test]
+    fn a_part_is_removed_only_when_nothing_names_it_and_nobody_may_be_about_to() {
+        let der = octets(2 * WHOLE_BYTES);
+        let mut part = rendered(&der, &[10, der.len() - 5]).parts.remove(0).metadata;
+        let now: Timestamp = "2026-05-01T10:00:00Z".parse().unwrap();
+        part.creation_timestamp = Some(Time(now - GRACE - SignedDuration::from_secs(1)));
+        let name = part.name.clone().unwrap();
+        let unused = |part: &ObjectMeta, named: &[&[String]]| is_unused(&key(), part, named, now);
+        assert!(unused(&part, &[&[], &["crl-part-staff-3-0".to_owned()]]));
+        assert!(!unused(&part, &[&[], &[name]]));
+        let fresh = ObjectMeta { creation_timestamp: Some(Time(now - GRACE)), ..part.clone() };
+        assert!(!unused(&fresh, &[]));
+        assert!(!is_unused(&CaKey::first("staff"), &part, &[], now), "of another CA");
+        let mut head = rendered(&der, &[]).head.metadata;
+        head.creation_timestamp = part.creation_timestamp;
+        assert!(!unused(&head, &[]), "not a part");
     }
 
     #[test]

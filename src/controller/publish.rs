@@ -1,0 +1,221 @@
+//! A CRL on its way into the cluster and back: signed and checked on a thread of its own, its parts
+//! written before the head that names them, read together again.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DeleteParams, Preconditions};
+use kube::{Api, ResourceExt};
+use tracing::{error, info, warn};
+
+use super::context::{Context, Published};
+use super::error::{Error, chain};
+use crate::cluster::Key;
+use crate::cluster::apply::{WriteError, write};
+use crate::metrics::authority as label;
+use crate::pki::authority::CaFacts;
+use crate::pki::crl::{CrlFacts, CrlParams, Entry, Index};
+use crate::pki::{CertificateAuthority, crl};
+use crate::plan::crl::Publication;
+use crate::plan::ledger::{CaKey, Revoked};
+use crate::plan::publication::{
+    Rendered, Scope, assemble, head_name, is_unused, part_bytes, part_names, render,
+};
+
+/// So many parts are read or written at once.
+const AT_ONCE: usize = 4;
+/// A Secret takes 1 MiB, and holds more than this.
+pub(super) const PEM_LIMIT: usize = 1_000_000;
+
+/// The CRL of a CA as it stands in the cluster.
+pub(super) enum Found {
+    /// None; the resourceVersion is that of a ConfigMap without a usable one, which is written over.
+    Nothing(Option<String>),
+    /// A CRL.
+    Crl(Published),
+}
+
+/// Runs work that takes long on a thread of its own.
+pub(super) async fn apart<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
+    tokio::task::spawn_blocking(work).await.expect("work on CRLs does not panic")
+}
+
+/// Reads the CRL that stands in the cluster. `known` is not read again while its version is the same.
+pub(super) async fn read(
+    context: &Context,
+    key: &CaKey,
+    ca: &CaFacts,
+    known: Option<&Published>,
+) -> Result<Found, Error> {
+    let name = head_name(key, Scope::Full);
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
+    let failed = |source| Error::Read { object: format!("ConfigMap {name}"), source };
+    let Some(head) = api.get_opt(&name).await.map_err(failed)? else {
+        return Ok(Found::Nothing(None));
+    };
+    let resource_version = head.resource_version();
+    if let Some(known) = known.filter(|known| known.resource_version == resource_version) {
+        return Ok(Found::Crl(known.clone()));
+    }
+    let parts = part_names(key, &head);
+    let read = stream::iter(parts.iter().cloned().map(|name| {
+        let api = api.clone();
+        async move {
+            let part = api.get_opt(&name).await;
+            part.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })
+        }
+    }));
+    let read: Vec<Option<ConfigMap>> = read.buffered(AT_ONCE).try_collect().await?;
+    let names = parts.clone();
+    let revoked = context.ledger.clone();
+    let key_of_ca = key.clone();
+    let read = apart(move || {
+        let mut read = names.iter().zip(&read);
+        let der = assemble(&key_of_ca, &head, |name| {
+            read.find(|(known, _)| *known == name)?.1.as_ref().and_then(part_bytes)
+        })
+        .map_err(|why| why.to_string())?;
+        let facts = crl::read(&der).map_err(|why| why.to_string())?;
+        // One that another encoder made is encoded anew, from the ledger.
+        let index = crl::index(&der).unwrap_or_else(|| {
+            let entry =
+                |&Revoked { serial, revoked_at, reason }: &_| Entry { serial, revoked_at, reason };
+            let entries: Vec<Entry> = revoked.read(&key_of_ca, |ledger| {
+                let listed = facts.serials.iter().filter_map(|serial| ledger.revocation(serial));
+                listed.map(entry).collect()
+            });
+            Index::of(&entries)
+        });
+        Ok::<_, String>((facts, index, der))
+    });
+    let (facts, index, der) = match read.await {
+        Ok(read) => read,
+        Err(why) => {
+            error!(name, why, "the published CRL is damaged; it is published anew");
+            return Ok(Found::Nothing(resource_version));
+        }
+    };
+    if facts.authority_key_id != ca.key_id {
+        warn!(name, "the published CRL is of another CA; it is published anew");
+        return Ok(Found::Nothing(resource_version));
+    }
+    Ok(Found::Crl(published(facts, index, der, parts, resource_version, None)))
+}
+
+fn published(
+    facts: CrlFacts,
+    index: Index,
+    der: Vec<u8>,
+    parts: Vec<String>,
+    resource_version: Option<String>,
+    at: Option<Timestamp>,
+) -> Published {
+    let bytes = der.len();
+    Published {
+        facts: Arc::new(facts),
+        index: Arc::new(index),
+        der: (crl::pem_len(bytes) <= PEM_LIMIT).then(|| der.into()),
+        bytes,
+        parts: parts.into(),
+        resource_version,
+        at,
+    }
+}
+
+/// Are all parts of a CRL in the cluster? The watch shows them before the head that names them.
+pub(super) fn has_parts(context: &Context, published: &Published) -> bool {
+    let key = |name: &String| Key::new(&context.namespace, name);
+    published.parts.iter().all(|name| context.stores.crls.get(&key(name)).is_some())
+}
+
+/// Signs, checks by independent code, and publishes under the version of what stood before. `previous` is
+/// the CRL that the publication follows.
+pub(super) async fn publish(
+    context: &Context,
+    key: &CaKey,
+    ca: &Arc<CertificateAuthority>,
+    previous: Option<&Published>,
+    previous_version: Option<String>,
+    publication: Publication,
+    now: Timestamp,
+) -> Result<Published, Error> {
+    let (number, next_update) = (publication.number, publication.next_update);
+    let (added, leaving) = (publication.added.len(), publication.leaving.len());
+    let made = {
+        let (key, ca, previous) = (key.clone(), ca.clone(), previous.cloned());
+        apart(move || make(&key, &ca, previous.as_ref(), &publication)).await?
+    };
+    let Made { facts, index, der, mut rendered } = made;
+
+    let known = previous.map(|previous| previous.parts.clone()).unwrap_or_default();
+    let new: Vec<ConfigMap> = rendered.parts.drain(..).collect();
+    let parts: Vec<String> = new.iter().map(ResourceExt::name_any).collect();
+    let gone = previous.is_some_and(|previous| !has_parts(context, previous));
+    let new = new.into_iter().filter(|part| gone || !known.contains(&part.name_any()));
+    stream::iter(new.map(Ok)).try_for_each_concurrent(AT_ONCE, |part| put(context, part)).await?;
+
+    rendered.head.metadata.namespace = Some(context.namespace.clone());
+    rendered.head.metadata.resource_version = previous_version;
+    let written = write(&context.client, &rendered.head).await?;
+    let (entries, bytes) = (facts.serials.len(), der.len());
+    info!(number = number.0, entries, added, leaving, bytes, %next_update, "published a CRL");
+    context.metrics.crl_publications.get_or_create(&label(&key.authority)).inc();
+    if crl::pem_len(bytes) > PEM_LIMIT {
+        warn!(%key, bytes, "the CRL fits no Secret any more: it is published over HTTP and to the gate alone");
+    }
+    sweep(context, key, &[&known, &parts], now).await;
+    Ok(published(facts, index, der, parts, written.resource_version(), Some(now)))
+}
+
+struct Made {
+    facts: CrlFacts,
+    index: Index,
+    der: Vec<u8>,
+    rendered: Rendered,
+}
+
+fn make(
+    key: &CaKey,
+    ca: &CertificateAuthority,
+    previous: Option<&Published>,
+    publication: &Publication,
+) -> Result<Made, Error> {
+    let Publication { number, this_update, next_update, added, leaving } = publication;
+    let mut index = previous.map_or_else(Index::default, |previous| (*previous.index).clone());
+    index.remove(leaving);
+    index.insert(added);
+    let params = CrlParams::complete(*number, *this_update, *next_update);
+    let crl::Encoded { der, cuts } = crl::encode(ca, &params, &index)?;
+    let listed = previous.map_or(&[][..], |previous| &previous.facts.serials);
+    let facts = crl::verify(&der, ca, &params, publication.serials(listed), added)?;
+    let rendered = render(key, Scope::Full, &ca.certificate_pem(), &der, &cuts, *number);
+    Ok(Made { facts, index, der, rendered })
+}
+
+/// Writes a part. One that is there already has the same content: its name says so.
+async fn put(context: &Context, mut part: ConfigMap) -> Result<(), Error> {
+    part.metadata.namespace = Some(context.namespace.clone());
+    match write(&context.client, &part).await {
+        Ok(_) | Err(WriteError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the parts of a CA that neither the published CRL nor the one before it names, also those of a
+/// publisher that died before it wrote the head. What can't be removed now can be the next time.
+async fn sweep(context: &Context, key: &CaKey, named: &[&[String]], now: Timestamp) {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
+    for part in context.stores.crls.list() {
+        if !is_unused(key, &part.metadata, named, now) {
+            continue;
+        }
+        let (name, uid) = (part.name_any(), part.uid());
+        let preconditions = Preconditions { uid, resource_version: None };
+        let params = DeleteParams::default().preconditions(preconditions);
+        if let Err(error) = api.delete(&name, &params).await {
+            warn!(name, error = chain(&error), "could not remove an old part of a CRL");
+        }
+    }
+}
