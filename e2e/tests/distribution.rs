@@ -8,14 +8,22 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
+use countersign::pki::authority::{CaParams, CertificateAuthority, NameConstraints};
+use countersign::pki::crl::{self, CrlNumber, Entry};
 use countersign::pki::inspect::certificates;
-use countersign::pki::sha256_hex;
+use countersign::pki::name::{Attribute, Name};
+use countersign::pki::{KeyType, PrivateKey, Serial, sha256_hex};
+use countersign::plan::ledger::CaKey;
+use countersign::plan::publication::{Rendered, Scope, render};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
 
@@ -367,7 +375,7 @@ async fn a_server_serves_on_without_the_api_server() {
         assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (403, 403));
         server.kill();
     }
-    assert!(scene.log().contains("CRL is not signed by the CA"), "{}", scene.log());
+    assert!(scene.log().contains("a published CRL can't be used"), "{}", scene.log());
 
     // The API server is back: what was served is confirmed, and a new revocation is in force.
     scene.plane.restart_apiserver().await;
@@ -406,4 +414,91 @@ fn tampered(cache: &Path, copy: &Path) -> PathBuf {
     let text = serde_json::to_vec(&config_map).expect("JSON");
     fs::write(folder.join(copy.file_name().expect("a name")), text).expect("written");
     folder
+}
+
+/// A CRL of so many entries, signed by a CA of the test's own, as a publisher writes it: the parts, then
+/// the head.
+fn large_crl(ca: &CertificateAuthority, number: u128, entries: u64) -> (Vec<u8>, Rendered) {
+    let now = Timestamp::now();
+    let entry = |at: u64| Entry {
+        serial: Serial::from_be_bytes(&(at + 1).to_be_bytes()).expect("positive"),
+        revoked_at: now,
+        reason: None,
+    };
+    let entries: Vec<Entry> = (0..entries).map(entry).collect();
+    let (this, next) = (now - SignedDuration::from_secs(60), now + SignedDuration::from_hours(24));
+    let der = crl::sign(ca, CrlNumber(number), this, next, &entries).expect("a CRL");
+    let end = der.len() - 300;
+    let mut cuts: Vec<usize> = (300..end).step_by(400_000).collect();
+    cuts.push(end);
+    let key = CaKey::first("large");
+    let number = CrlNumber(number);
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &cuts, number);
+    (der, rendered)
+}
+
+#[tokio::test]
+async fn a_large_crl_is_served_when_all_its_parts_are_there() {
+    let mut plane = ControlPlane::start().await;
+    let client = plane.client().await;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+    let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
+    let cache = plane.folder().join("cache");
+    let server = Server::start(&plane, Some(&cache));
+    server.until_ready().await;
+
+    let now = Timestamp::now();
+    let params = CaParams {
+        subject: &Name(vec![(Attribute::CommonName, "Large CA".into())]),
+        serial: Serial::random(),
+        not_before: now,
+        not_after: now + SignedDuration::from_hours(1000),
+        path_length: 0,
+        name_constraints: &NameConstraints::default(),
+        crl_url: None,
+    };
+    let signer = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+    let ca = CertificateAuthority::self_signed(&params, signer).expect("a CA");
+    let ((first, at_first), (second, at_second)) =
+        (large_crl(&ca, 7, 60_000), large_crl(&ca, 8, 60_001));
+    assert!(at_first.parts.len() > 2);
+    let post = PostParams::default();
+    for object in at_first.parts.iter().chain([&at_first.head]) {
+        api.create(&post, object).await.expect("created");
+    }
+    server.until_entries(60_000).await;
+    let url = server.url("/crl/large/1.crl");
+    let served = || curl(&["--compressed", &url]).body;
+    assert_eq!(served(), first);
+
+    // The head of the next one comes first, by a publisher in a hurry: the last good one stays.
+    let mut head = at_second.head.clone();
+    head.metadata.resource_version =
+        api.get("crl-large-1").await.expect("a head").metadata.resource_version;
+    api.replace("crl-large-1", &post, &head).await.expect("replaced");
+    let log = || fs::read_to_string(plane.folder().join("server.log")).unwrap_or_default();
+    eventually("the part is missed", || async {
+        log().contains("a part of a CRL is not there").then_some(())
+    })
+    .await;
+    assert_eq!(served(), first);
+    for part in at_second.parts.iter().filter(|part| !at_first.parts.contains(part)) {
+        api.create(&post, part).await.expect("created");
+    }
+    server.until_entries(60_001).await;
+    assert_eq!(served(), second);
+
+    // The copy on the disk is whole.
+    eventually("the copy is written", || async {
+        let copy = fs::read_to_string(cache.join("crl-large-1.json")).unwrap_or_default();
+        copy.contains("countersign.dev/crl-number\":\"8\"").then_some(())
+    })
+    .await;
+    plane.stop_apiserver();
+    server.kill();
+    let server = Server::start(&plane, Some(&cache));
+    server.until_ready().await;
+    assert_eq!(curl(&[&server.url("/crl/large/1.crl")]).body, second);
+    server.stop();
 }
