@@ -31,8 +31,15 @@ bench: ## measurements, with cert-manager in the same run
 
 bench-revocation: ## from a CertificateRevocation to a refused handshake in nginx, HAProxy and Envoy; ten minutes
 	@e2e/bench/revocation
+
 bench-crl: ## CRLs of a million entries, with Go and OpenSSL in the same run
 	@e2e/bench/crl/run
+
+bench-ledger: ## serials recorded per second, with group commit and without
+	@e2e/bench/ledger
+
+bench-crl-http: ## CRLs over HTTP, with nginx in the same run; needs wrk
+	@e2e/bench/crl-http
 
 fuzz: ## every parser of foreign bytes, for FUZZ_SECONDS=60 each
 	@fuzz/run

@@ -17,7 +17,6 @@ pub mod name;
 pub mod profile;
 pub mod public_key;
 pub mod raw;
-pub mod revoked;
 pub mod serial;
 pub mod syntax;
 pub mod verify;

@@ -121,6 +121,17 @@ impl ControlPlane {
         self.wait_until_ready().await;
     }
 
+    /// Ends the API server, without warning.
+    pub fn stop_apiserver(&mut self) {
+        self.apiserver.process = None;
+    }
+
+    /// Starts it again at the same address, over the same etcd, and waits until it is ready.
+    pub async fn restart_apiserver(&mut self) {
+        self.apiserver.spawn(self.folder.path());
+        self.wait_until_ready().await;
+    }
+
     /// The folder with all that etcd knows.
     pub fn etcd_data(&self) -> PathBuf {
         self.folder.path().join("etcd")

@@ -9,6 +9,7 @@ pub mod encode;
 mod frame;
 pub mod index;
 pub mod lint;
+pub mod signed;
 pub mod verify;
 
 use jiff::Timestamp;

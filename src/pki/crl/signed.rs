@@ -5,14 +5,14 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use x509_parser::der_parser::asn1_rs::BitString;
 use x509_parser::extensions::ParsedExtension;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
-use x509_parser::time::ASN1Time;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::AlgorithmIdentifier;
 
-use super::Serial;
-use super::crl::{CrlError, CrlNumber};
-use super::der::{self, BIT_STRING, GENERALIZED_TIME, INTEGER, SEQUENCE, UTC_TIME};
-use super::public_key::verify_signature;
+use super::frame::{self, Frame};
+use super::{CrlError, CrlNumber};
+use crate::pki::Serial;
+use crate::pki::der::{self, INTEGER, SEQUENCE};
+use crate::pki::public_key::verify_signature;
 
 /// A CRL whose signature is its CA's.
 #[derive(Clone)]
@@ -70,35 +70,12 @@ pub fn read_signed(der: Bytes, ca: &[u8]) -> Result<SignedCrl, CrlError> {
     let unusable = CrlError::Unusable;
     let (_, ca) =
         X509Certificate::from_der(ca).map_err(|_| unusable("the CA certificate can't be read"))?;
-    let [tbs, algorithm, signature] =
-        der::parts(&der, SEQUENCE).ok_or(unusable("not DER of a CertificateList"))?;
-    check_signature(&ca, tbs, algorithm, signature)?;
-
-    let mut fields = der::Values(der::read(tbs, SEQUENCE).expect("its length was read"));
-    let mut field = |what| fields.next().ok_or(unusable(what));
-    if der::read(field("no version")?, INTEGER) != Some(&[1]) {
-        return Err(unusable("not version 2"));
-    }
-    if field("no signature algorithm")? != algorithm {
-        return Err(unusable("two signature algorithms"));
-    }
-    let issuer = field("no issuer")?;
-    if issuer != ca.subject().as_raw() {
+    let frame = Frame::read(&der)?;
+    check_signature(&frame, &ca)?;
+    if frame.issuer != ca.subject().as_raw() {
         return Err(unusable("another issuer than the CA"));
     }
-    let this_update = time(field("no thisUpdate")?).ok_or(unusable("thisUpdate is no time"))?;
-    let next_update = time(field("no nextUpdate")?).ok_or(unusable("nextUpdate is no time"))?;
-    let mut entries = &[][..];
-    let mut rest = field("no extensions")?;
-    if let Some(list) = der::read(rest, SEQUENCE) {
-        entries = list;
-        rest = field("no extensions")?;
-    }
-    let extensions = der::read(rest, 0xa0).ok_or(unusable("no extensions"))?;
-    if !fields.0.is_empty() {
-        return Err(unusable("bytes after the extensions"));
-    }
-    let Extensions { number, authority_key_id, is_complete } = read_extensions(extensions)?;
+    let authority_key_id = frame.authority_key_id().unwrap_or_default().to_vec();
     let key_id = ca.iter_extensions().find_map(|extension| match extension.parsed_extension() {
         ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
         _ => None,
@@ -106,67 +83,32 @@ pub fn read_signed(der: Bytes, ca: &[u8]) -> Result<SignedCrl, CrlError> {
     if key_id.is_some_and(|id| id != authority_key_id) {
         return Err(unusable("another authority key identifier than the CA's"));
     }
-    let offsets = index(entries)?;
+    let instant = |field| frame::time(field).ok_or(unusable("a time can't be read"));
+    let entries = frame.revoked.unwrap_or_default();
     Ok(SignedCrl {
-        number,
-        this_update,
-        next_update,
-        issuer_der: issuer.to_vec(),
+        number: frame.number().ok_or(unusable("no CRL number"))?,
+        this_update: instant(frame.this_update)?,
+        next_update: instant(frame.next_update.ok_or(unusable("no nextUpdate"))?)?,
+        issuer_der: frame.issuer.to_vec(),
         authority_key_id,
-        revoked: Revoked { entries: der.slice_ref(entries), offsets },
-        is_complete,
+        revoked: Revoked { entries: der.slice_ref(entries), offsets: index(entries)? },
+        is_complete: !frame.extensions.iter().any(|extension| extension.critical),
         der,
     })
 }
 
-fn check_signature(
-    ca: &X509Certificate<'_>,
-    tbs: &[u8],
-    algorithm: &[u8],
-    signature: &[u8],
-) -> Result<(), CrlError> {
-    let (_, algorithm) =
-        AlgorithmIdentifier::from_der(algorithm).map_err(|_| CrlError::Signature)?;
-    // RFC 5280 section 5.1.1.3: a BIT STRING; the first octet counts unused bits.
-    let Some([0, bits @ ..]) = der::read(signature, BIT_STRING) else {
+fn check_signature(frame: &Frame<'_>, ca: &X509Certificate<'_>) -> Result<(), CrlError> {
+    let algorithm = AlgorithmIdentifier::from_der(frame.outer_algorithm);
+    let signature = BitString::from_der(frame.signature);
+    let (Ok((_, algorithm)), Ok((_, signature))) = (algorithm, signature) else {
         return Err(CrlError::Signature);
     };
-    verify_signature(ca.public_key(), &algorithm, &BitString::new(0, bits), tbs)
+    // RFC 5280 section 5.1.1.2: the algorithm that is signed is the same.
+    if frame.inner_algorithm != frame.outer_algorithm || signature.unused_bits != 0 {
+        return Err(CrlError::Signature);
+    }
+    verify_signature(ca.public_key(), &algorithm, &signature, frame.tbs)
         .map_err(|_| CrlError::Signature)
-}
-
-fn time(value: &[u8]) -> Option<Timestamp> {
-    if ![UTC_TIME, GENERALIZED_TIME].contains(value.first()?) {
-        return None;
-    }
-    let (rest, time) = ASN1Time::from_der(value).ok()?;
-    if rest.is_empty() { Timestamp::from_second(time.timestamp()).ok() } else { None }
-}
-
-struct Extensions {
-    number: CrlNumber,
-    authority_key_id: Vec<u8>,
-    is_complete: bool,
-}
-
-fn read_extensions(list: &[u8]) -> Result<Extensions, CrlError> {
-    let unusable = CrlError::Unusable;
-    let (mut number, mut authority_key_id, mut is_complete) = (None, Vec::new(), true);
-    for extension in der::Values(der::read(list, SEQUENCE).ok_or(unusable("no extensions"))?) {
-        let (_, extension) = X509Extension::from_der(extension)
-            .map_err(|_| unusable("an extension can't be read"))?;
-        is_complete &= !extension.critical;
-        match extension.parsed_extension() {
-            ParsedExtension::CRLNumber(value) => number = u128::try_from(value).ok(),
-            ParsedExtension::AuthorityKeyIdentifier(id) => {
-                authority_key_id =
-                    id.key_identifier.as_ref().map_or(Vec::new(), |id| id.0.to_vec());
-            }
-            _ => {}
-        }
-    }
-    let number = CrlNumber(number.ok_or(unusable("no CRL number"))?);
-    Ok(Extensions { number, authority_key_id, is_complete })
 }
 
 /// Where the serial of each entry stands, in the order of the serials.
@@ -255,11 +197,14 @@ mod tests {
 
     #[test]
     fn entries_in_any_order_are_found() {
-        let ca = sample();
-        let mut serials = serials(50);
-        serials.reverse();
+        let (ca, serials) = (sample(), serials(50));
         let read = read_signed(signed(&ca, &serials), ca.certificate()).unwrap();
-        assert!(serials.iter().all(|serial| read.revoked.contains(serial)));
+        let mut entries: Vec<&[u8]> = der::Values(&read.revoked.entries).collect();
+        entries.reverse();
+        let entries = Bytes::from(entries.concat());
+        let revoked = Revoked { offsets: index(&entries).unwrap(), entries };
+        assert!(serials.iter().all(|serial| revoked.contains(serial)));
+        assert!(!revoked.contains(&Serial::random()));
     }
 
     #[test]

@@ -1,0 +1,504 @@
+//! CRLs over HTTP, and the gate, from the server as a process: what it serves is what the controller
+//! published, to curl and OpenSSL, also while there is no API server.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use countersign::api::condition::{PUBLISHED, READY};
+use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
+use countersign::pki::authority::{CaParams, CertificateAuthority, NameConstraints};
+use countersign::pki::crl::{self, CrlNumber, Entry};
+use countersign::pki::inspect::certificates;
+use countersign::pki::name::{Attribute, Name};
+use countersign::pki::{KeyType, PrivateKey, Serial, sha256_hex};
+use countersign::plan::ledger::CaKey;
+use countersign::plan::publication::{Rendered, Scope, render};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use serde_json::Value;
+
+use support::control_plane::{ControlPlane, Process, binary, free_ports};
+use support::operator::{NAMESPACE, Operator};
+use support::{ask, create, delete, eventually, namespace, openssl, program, wait_for};
+
+/// A control plane with an authority and identities, and a folder for what clients fetch.
+struct Scene {
+    plane: ControlPlane,
+    client: Client,
+    namespace: String,
+}
+
+/// `countersign serve` as a process.
+struct Server {
+    process: Process,
+    crl: u16,
+    gate: u16,
+    health: u16,
+}
+
+impl Scene {
+    async fn new(identities: &[&str]) -> (Self, Operator) {
+        let plane = ControlPlane::start().await;
+        plane.install_crds().await;
+        let client = plane.client().await;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let operator = Operator::start(&plane);
+        let authorities: Api<ClientAuthority> = Api::all(client.clone());
+        create(
+            &authorities,
+            "{metadata: {name: clients}, spec: {selfSigned: {commonName: Distribution CA}}}",
+        )
+        .await;
+        wait_for(&authorities, "clients", READY, "True", "Ready").await;
+        let namespace = namespace(&client, "distribution").await;
+        let scene = Self { plane, client, namespace };
+        for name in identities {
+            let yaml = format!(
+                "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: clients}}, commonName: {name}, secretName: {name}-tls}}}}"
+            );
+            create(&scene.identities(), &yaml).await;
+        }
+        for name in identities {
+            wait_for(&scene.identities(), name, READY, "True", "Issued").await;
+        }
+        (scene, operator)
+    }
+
+    fn identities(&self) -> Api<ClientIdentity> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn folder(&self) -> &Path {
+        self.plane.folder()
+    }
+
+    fn serve(&self, cache: Option<&Path>) -> Server {
+        Server::start(&self.plane, cache)
+    }
+
+    /// The identity's certificate as Traefik hands it over.
+    async fn header(&self, identity: &str) -> String {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secret = secrets.get(&format!("{identity}-tls")).await.expect("a Secret");
+        let chain = certificates(&secret.data.expect("data")["tls.crt"].0).expect("a chain");
+        STANDARD.encode(&chain[0])
+    }
+
+    async fn revoke(&self, identity: &str) {
+        let api: Api<CertificateRevocation> = Api::namespaced(self.client.clone(), &self.namespace);
+        let yaml = format!(
+            "{{metadata: {{name: {identity}}}, spec: {{identityRef: {{name: {identity}}}, reason: KeyCompromise}}}}"
+        );
+        create(&api, &yaml).await;
+        wait_for(&api, identity, PUBLISHED, "True", "Published").await;
+    }
+
+    async fn published(&self) -> ConfigMap {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        api.get("crl-clients-1").await.expect("a CRL")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder().join("server.log")).unwrap_or_default()
+    }
+}
+
+impl Server {
+    fn start(plane: &ControlPlane, cache: Option<&Path>) -> Self {
+        let log = plane.folder().join("server.log");
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
+        let [crl, gate, health] = free_ports();
+        let mut command = Command::new(binary());
+        command
+            .args(["serve", "--namespace", NAMESPACE])
+            .arg(format!("--crl-listen=127.0.0.1:{crl}"))
+            .arg(format!("--gate-listen=127.0.0.1:{gate}"))
+            .arg(format!("--health-listen=127.0.0.1:{health}"))
+            .args(cache.map(|folder| format!("--crl-cache={}", folder.display())))
+            .env("KUBECONFIG", plane.kubeconfig("operator"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log);
+        let child = command.spawn().expect("the server starts");
+        Self { process: Process(child), crl, gate, health }
+    }
+
+    /// Ends it without warning.
+    fn kill(mut self) {
+        self.process.0.kill().expect("it runs");
+        self.process.0.wait().expect("it ends");
+    }
+
+    /// Asks it to end, as Kubernetes does.
+    fn stop(mut self) {
+        let pid = self.process.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        assert!(self.process.0.wait().expect("it ends").success());
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.crl)
+    }
+
+    fn health(&self, path: &str) -> Answer {
+        curl(&[&format!("http://127.0.0.1:{}{path}", self.health)])
+    }
+
+    async fn until_ready(&self) {
+        eventually("the server is ready", || async {
+            (self.health("/readyz").status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// What the gate says to a certificate.
+    fn ask_gate(&self, certificate: &str) -> u16 {
+        let gate = self.gate;
+        let url = format!("http://127.0.0.1:{gate}/gate/traefik?mode=Required&authority=clients");
+        curl(&["--header", &format!("X-Forwarded-Tls-Client-Cert: {certificate}"), &url]).status
+    }
+
+    fn metric(&self, name: &str) -> Option<f64> {
+        let text = String::from_utf8(self.health("/metrics").body).expect("text");
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        line.rsplit_once(' ')?.1.parse().ok()
+    }
+
+    /// The entry of the authority's CRL in the list, once the list has one.
+    fn listed(&self) -> Option<Value> {
+        let answer = curl(&[&self.url("/crl/index.json")]);
+        let index: Value = serde_json::from_slice(&answer.body).ok()?;
+        index["crls"].as_array()?.first().cloned()
+    }
+
+    /// Waits until a CRL with so many entries is served.
+    async fn until_entries(&self, entries: u64) -> Value {
+        eventually(&format!("a CRL with {entries} entries is served"), || async {
+            self.listed().filter(|listed| listed["entries"] == entries)
+        })
+        .await
+    }
+}
+
+/// What curl got: 0 when nobody answered.
+struct Answer {
+    status: u16,
+    headers: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> &str {
+        let mut lines = self.headers.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+    }
+}
+
+fn curl(arguments: &[&str]) -> Answer {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (head, body) = (folder.path().join("head"), folder.path().join("body"));
+    let output = Command::new(program("curl"))
+        .args(["--silent", "--max-time", "10", "--write-out", "%{http_code}"])
+        .arg("--dump-header")
+        .arg(&head)
+        .arg("--output")
+        .arg(&body)
+        .args(arguments)
+        .output()
+        .expect("curl runs");
+    let status = String::from_utf8_lossy(&output.stdout);
+    Answer {
+        status: status.parse().expect("a status"),
+        headers: fs::read_to_string(head).unwrap_or_default(),
+        body: fs::read(body).unwrap_or_default(),
+    }
+}
+
+/// Runs curl in a folder as a user would; what it wrote to standard output.
+fn fetch(folder: &Path, arguments: &[&str]) -> String {
+    let (good, text) = ask(folder, "curl", &[&["--silent", "--show-error"], arguments].concat());
+    assert!(good, "curl {arguments:?}: {text}");
+    text
+}
+
+#[tokio::test]
+async fn what_is_published_is_served_as_the_standards_have_it() {
+    let names: Vec<String> = (0..40).map(|number| format!("device-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (scene, _operator) = Scene::new(&names).await;
+    let server = scene.serve(None);
+    server.until_ready().await;
+    assert_eq!(server.listed().expect("an empty CRL")["entries"], 0);
+
+    // Enough revocations for gzip to pay.
+    for name in &names {
+        scene.identities().delete(name, &Default::default()).await.expect("deleted");
+    }
+    let listed = server.until_entries(40).await;
+
+    let folder = scene.folder().join("fetched");
+    fs::create_dir(&folder).expect("a folder");
+    let path = |name: &str| folder.join(name);
+    let url = server.url(listed["path"].as_str().expect("a path"));
+    let published = scene.published().await;
+    let der = &published.binary_data.as_ref().expect("data")["crl.der"].0;
+
+    // DER and PEM, judged by OpenSSL.
+    let whole = curl(&[&url]);
+    assert_eq!((whole.status, &whole.body), (200, der));
+    assert_eq!(whole.header("content-type"), "application/pkix-crl");
+    assert_eq!(whole.header("content-length"), der.len().to_string());
+    assert_eq!(whole.header("etag"), format!("\"{}\"", sha256_hex(der)));
+    assert!(whole.header("expires").ends_with(" GMT") && !whole.header("date").is_empty());
+    fs::write(path("crl.der"), &whole.body).expect("written");
+    fs::write(path("ca.crt"), &published.data.as_ref().expect("data")["ca.crt"]).expect("written");
+    let verify = ["crl", "-inform", "DER", "-in", "crl.der", "-noout", "-CAfile", "ca.crt"];
+    assert!(openssl(&folder, &verify).contains("verify OK"));
+    let pem_url = url.replace(".crl", ".pem");
+    fetch(&folder, &["-o", "crl.pem", &pem_url]);
+    openssl(&folder, &["crl", "-in", "crl.pem", "-outform", "DER", "-out", "from-pem.der"]);
+    assert_eq!(&fs::read(path("from-pem.der")).expect("a CRL"), der);
+
+    // The list.
+    assert_eq!(listed["sha256"], sha256_hex(der));
+    assert_eq!(listed["bytes"], der.len());
+    let number =
+        openssl(&folder, &["crl", "-inform", "DER", "-in", "crl.der", "-noout", "-crlnumber"]);
+    let number = number.trim().trim_start_matches("crlNumber=0x");
+    let number = u128::from_str_radix(number.trim_start_matches("crlNumber="), 16).expect("hex");
+    assert_eq!(listed["number"], number.to_string());
+
+    // A client that has it gets nothing again, by tag and by date.
+    fetch(&folder, &["--etag-save", "tag", "-R", "-o", "kept.crl", &url]);
+    let code = ["-o", "again.crl", "-w", "%{http_code} %{size_download}"];
+    let tag = ["--etag-compare", "tag"];
+    assert_eq!(fetch(&folder, &[&code[..], &tag, &[&url]].concat()), "304 0");
+    assert_eq!(fetch(&folder, &[&code[..], &["-z", "kept.crl"], &[&url]].concat()), "304 0");
+    let long_ago = ["-z", "Mon, 01 Jan 2024 00:00:00 GMT"];
+    let sent = fetch(&folder, &[&code[..], &long_ago, &[&url]].concat());
+    assert_eq!(sent, format!("200 {}", der.len()));
+
+    // A download that broke goes on where it was.
+    fs::write(path("part.crl"), &der[..500]).expect("written");
+    let code = ["-w", "%{http_code} %{size_download}", "-C", "-", "-o", "part.crl"];
+    let sent = fetch(&folder, &[&code[..], &[&url]].concat());
+    assert_eq!(sent, format!("206 {}", der.len() - 500));
+    assert_eq!(&fs::read(path("part.crl")).expect("a CRL"), der);
+    assert_eq!(curl(&["--range", "-20", &url]).body, der[der.len() - 20..]);
+    let beyond = curl(&["--range", "100000-", &url]);
+    assert_eq!(beyond.status, 416);
+    assert_eq!(beyond.header("content-range"), format!("bytes */{}", der.len()));
+
+    // gzip: fewer bytes, the same file. It may be ready a moment after the CRL is.
+    eventually("the CRL comes compressed", || async {
+        let packed = curl(&["-H", "Accept-Encoding: gzip", &url]);
+        let good = packed.header("content-encoding") == "gzip" && packed.body.len() < der.len();
+        good.then_some(())
+    })
+    .await;
+    assert_eq!(curl(&["--compressed", &url]).body, *der);
+    assert_eq!(curl(&["-H", "Accept-Encoding: gzip;q=0", &url]).body, *der);
+
+    // HEAD, other methods, other paths; HTTP/1.0 too.
+    let head = curl(&["--head", &url]);
+    assert_eq!((head.status, head.header("content-length")), (200, &*der.len().to_string()));
+    assert_eq!(head.header("etag"), whole.header("etag"));
+    let post = curl(&["--request", "POST", "--data", "x=y", &url]);
+    assert_eq!((post.status, post.header("allow")), (405, "GET, HEAD"));
+    assert_eq!(curl(&[&server.url("/crl/clients/2.crl")]).status, 404);
+    assert_eq!(curl(&["--http1.0", &url]).body, *der);
+
+    for code in [200, 206, 304, 404, 405, 416] {
+        let metric = format!("countersign_crl_requests_total{{code=\"{code}\"}}");
+        assert!(server.metric(&metric).is_some_and(|count| count >= 1.0), "{metric}");
+    }
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_server_serves_on_without_the_api_server() {
+    let (mut scene, operator) = Scene::new(&["good", "stolen"]).await;
+    let (good, stolen) = (scene.header("good").await, scene.header("stolen").await);
+    scene.revoke("stolen").await;
+    let cache = scene.folder().join("cache");
+    let server = scene.serve(Some(&cache));
+    server.until_ready().await;
+    server.until_entries(1).await;
+    assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    let before = curl(&[&server.url("/crl/clients/1.crl")]);
+    assert_eq!(server.metric("countersign_crl_served_from_disk"), Some(0.0));
+    let copy = cache.join("crl-clients-1.json");
+    eventually("the copy is on the disk", || async { copy.exists().then_some(()) }).await;
+
+    // While it runs, the API server's end changes nothing.
+    operator.kill();
+    scene.plane.stop_apiserver();
+    assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    server.kill();
+
+    // Nor when it has to start anew; it says what it lives on.
+    let server = scene.serve(Some(&cache));
+    server.until_ready().await;
+    let again = curl(&[&server.url("/crl/clients/1.crl")]);
+    assert_eq!((again.status, &again.body), (200, &before.body));
+    assert_eq!(again.header("etag"), before.header("etag"));
+    assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    assert_eq!(server.metric("countersign_crl_served_from_disk"), Some(1.0));
+    assert_eq!(server.metric("countersign_crl_watch_timestamp_seconds"), None);
+    let next = "countersign_crl_served_next_update_timestamp_seconds{authority=\"clients\"}";
+    assert!(server.metric(next).is_some_and(|time| time > 1.0));
+
+    // One without copies, and one whose copy was changed, serve nothing and are not ready.
+    let damaged = tampered(&cache, &copy);
+    for cache in [None, Some(damaged.as_path())] {
+        let server = scene.serve(cache);
+        eventually("it answers", || async {
+            (server.health("/livez").status == 200).then_some(())
+        })
+        .await;
+        eventually("it has looked at the disk", || async {
+            (curl(&[&server.url("/crl/clients/1.crl")]).status == 404).then_some(())
+        })
+        .await;
+        assert_eq!(server.health("/readyz").status, 503);
+        assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (403, 403));
+        server.kill();
+    }
+    assert!(scene.log().contains("a published CRL can't be used"), "{}", scene.log());
+
+    // The API server is back: what was served is confirmed, and a new revocation is in force.
+    scene.plane.restart_apiserver().await;
+    let _operator = Operator::start(&scene.plane);
+    eventually("the copy is confirmed", || async {
+        (server.metric("countersign_crl_served_from_disk") == Some(0.0)).then_some(())
+    })
+    .await;
+    assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    scene.revoke("good").await;
+    server.until_entries(2).await;
+    assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (403, 403));
+    assert!(server.metric("countersign_crl_watch_timestamp_seconds").is_some());
+
+    // A CRL that is published no more is served no more, and its copy goes.
+    let config_maps: Api<ConfigMap> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    drop(_operator);
+    delete(&config_maps, "crl-clients-1").await;
+    eventually("it is gone", || async {
+        (server.listed().is_none() && !copy.exists()).then_some(())
+    })
+    .await;
+    server.stop();
+}
+
+/// A folder with the copy, one octet of whose CRL is another one.
+fn tampered(cache: &Path, copy: &Path) -> PathBuf {
+    let mut config_map: ConfigMap =
+        serde_json::from_slice(&fs::read(copy).expect("a copy")).expect("a ConfigMap");
+    let der = config_map.binary_data.as_mut().and_then(|data| data.get_mut("crl.der"));
+    let der = &mut der.expect("a CRL").0;
+    let middle = der.len() / 2;
+    der[middle] ^= 1;
+    let folder = cache.with_file_name("tampered");
+    fs::create_dir(&folder).expect("a folder");
+    let text = serde_json::to_vec(&config_map).expect("JSON");
+    fs::write(folder.join(copy.file_name().expect("a name")), text).expect("written");
+    folder
+}
+
+/// A CRL of so many entries, signed by a CA of the test's own, as a publisher writes it: the parts, then
+/// the head.
+fn large_crl(ca: &CertificateAuthority, number: u128, entries: u64) -> (Vec<u8>, Rendered) {
+    let now = Timestamp::now();
+    let entry = |at: u64| Entry {
+        serial: Serial::from_be_bytes(&(at + 1).to_be_bytes()).expect("positive"),
+        revoked_at: now,
+        reason: None,
+    };
+    let entries: Vec<Entry> = (0..entries).map(entry).collect();
+    let (this, next) = (now - SignedDuration::from_secs(60), now + SignedDuration::from_hours(24));
+    let der = crl::sign(ca, CrlNumber(number), this, next, &entries).expect("a CRL");
+    let end = der.len() - 300;
+    let mut cuts: Vec<usize> = (300..end).step_by(400_000).collect();
+    cuts.push(end);
+    let key = CaKey::first("large");
+    let number = CrlNumber(number);
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &cuts, number);
+    (der, rendered)
+}
+
+#[tokio::test]
+async fn a_large_crl_is_served_when_all_its_parts_are_there() {
+    let mut plane = ControlPlane::start().await;
+    let client = plane.client().await;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+    let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
+    let cache = plane.folder().join("cache");
+    let server = Server::start(&plane, Some(&cache));
+    server.until_ready().await;
+
+    let now = Timestamp::now();
+    let params = CaParams {
+        subject: &Name(vec![(Attribute::CommonName, "Large CA".into())]),
+        serial: Serial::random(),
+        not_before: now,
+        not_after: now + SignedDuration::from_hours(1000),
+        path_length: 0,
+        name_constraints: &NameConstraints::default(),
+        crl_url: None,
+    };
+    let signer = Arc::new(PrivateKey::generate(KeyType::EcdsaP256));
+    let ca = CertificateAuthority::self_signed(&params, signer).expect("a CA");
+    let ((first, at_first), (second, at_second)) =
+        (large_crl(&ca, 7, 60_000), large_crl(&ca, 8, 60_001));
+    assert!(at_first.parts.len() > 2);
+    let post = PostParams::default();
+    for object in at_first.parts.iter().chain([&at_first.head]) {
+        api.create(&post, object).await.expect("created");
+    }
+    server.until_entries(60_000).await;
+    let url = server.url("/crl/large/1.crl");
+    let served = || curl(&["--compressed", &url]).body;
+    assert_eq!(served(), first);
+
+    // The head of the next one comes first, by a publisher in a hurry: the last good one stays.
+    let mut head = at_second.head.clone();
+    head.metadata.resource_version =
+        api.get("crl-large-1").await.expect("a head").metadata.resource_version;
+    api.replace("crl-large-1", &post, &head).await.expect("replaced");
+    let log = || fs::read_to_string(plane.folder().join("server.log")).unwrap_or_default();
+    eventually("the part is missed", || async {
+        log().contains("a part of a CRL is not there").then_some(())
+    })
+    .await;
+    assert_eq!(served(), first);
+    for part in at_second.parts.iter().filter(|part| !at_first.parts.contains(part)) {
+        api.create(&post, part).await.expect("created");
+    }
+    server.until_entries(60_001).await;
+    assert_eq!(served(), second);
+
+    // The copy on the disk is whole.
+    eventually("the copy is written", || async {
+        let copy = fs::read_to_string(cache.join("crl-large-1.json")).unwrap_or_default();
+        copy.contains("countersign.dev/crl-number\":\"8\"").then_some(())
+    })
+    .await;
+    plane.stop_apiserver();
+    server.kill();
+    let server = Server::start(&plane, Some(&cache));
+    server.until_ready().await;
+    assert_eq!(curl(&[&server.url("/crl/large/1.crl")]).body, second);
+    server.stop();
+}
