@@ -95,6 +95,26 @@ impl Default for Stores {
     }
 }
 
+impl Stores {
+    /// Waits until every one has its first list.
+    pub(super) async fn ready(&self) {
+        tokio::join!(
+            self.authorities.ready(),
+            self.identities.ready(),
+            self.trusts.ready(),
+            self.revocations.ready(),
+            self.namespaces.ready(),
+            self.secrets.ready(),
+            self.crls.ready(),
+            self.ingresses.ready(),
+            self.ingress_classes.ready(),
+            self.ingress_routes.ready(),
+            self.tls_options.ready(),
+            self.middlewares.ready(),
+        );
+    }
+}
+
 /// The index of a namespaced name.
 pub fn index_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")

@@ -124,7 +124,7 @@ pub async fn run(
 
     // Every store is full before anything is decided: an empty one would look like an empty cluster.
     tokio::select! {
-        () = wait_for_stores(&stores) => {}
+        () = stores.ready() => {}
         _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
     }
     info!(identities = stores.identities.len(), "watches are complete");
@@ -249,23 +249,6 @@ async fn run_loops(
         control!(trust, 4),
         control!(canary, 4),
         compaction::run(context.clone(), stop.clone()),
-    );
-}
-
-async fn wait_for_stores(stores: &Stores) {
-    tokio::join!(
-        stores.authorities.ready(),
-        stores.identities.ready(),
-        stores.trusts.ready(),
-        stores.revocations.ready(),
-        stores.namespaces.ready(),
-        stores.secrets.ready(),
-        stores.crls.ready(),
-        stores.ingresses.ready(),
-        stores.ingress_classes.ready(),
-        stores.ingress_routes.ready(),
-        stores.tls_options.ready(),
-        stores.middlewares.ready(),
     );
 }
 
