@@ -155,13 +155,16 @@ impl Published {
     }
 }
 
+/// A part's name, and where it lies in the CRL.
+type Placed = (String, Range<usize>);
+
 /// The whole CRL, and where each of its parts lies in it.
 fn put_together(
     key: &CaKey,
     head: &ConfigMap,
     fetched: &HashMap<String, Bytes>,
     known: Option<&Published>,
-) -> Result<(Bytes, Vec<(String, Range<usize>)>), AssembleError> {
+) -> Result<(Bytes, Vec<Placed>), AssembleError> {
     let mut lengths = Vec::new();
     let der = assemble(key, head, |name| {
         let part = fetched.get(name).cloned().or_else(|| known?.part(name))?;

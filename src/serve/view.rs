@@ -27,7 +27,7 @@ pub struct View {
 /// What is at a path.
 pub enum File {
     /// The list of CRLs.
-    Index(Document),
+    Index(Box<Document>),
     /// A CRL, DER.
     Der(Arc<Published>),
     /// A CRL, PEM.
@@ -64,7 +64,8 @@ impl Default for View {
 
 impl View {
     fn of(by_key: BTreeMap<(CaKey, Scope), Arc<Published>>) -> Self {
-        let mut by_path = HashMap::from([(INDEX.to_owned(), File::Index(index(by_key.values())))]);
+        let mut by_path =
+            HashMap::from([(INDEX.to_owned(), File::Index(Box::new(index(by_key.values()))))]);
         for ((key, scope), published) in &by_key {
             let path = scope.path(key);
             let pem = path.strip_suffix(".crl").map(|stem| format!("{stem}.pem"));
@@ -128,7 +129,7 @@ impl View {
                 }
             }
             Err(why) => {
-                error!(name = head.name_any(), why, ?source, "a published CRL can't be used")
+                error!(name = head.name_any(), why, ?source, "a published CRL can't be used");
             }
         }
         Self::of(by_key)

@@ -121,7 +121,7 @@ fn index(entries: &[u8]) -> Result<Box<[u32]>, CrlError> {
     let mut offsets = Vec::with_capacity(entries.len() / 35 + 1);
     let mut values = der::Values(entries);
     let mut at = 0;
-    while let Some(entry) = values.next() {
+    for entry in values.by_ref() {
         let content = der::read(entry, SEQUENCE).ok_or(unusable("an entry is no SEQUENCE"))?;
         let offset = (at + entry.len() - content.len()) as u32;
         serial_at(entries, offset).ok_or(unusable("a serial number is not positive"))?;
