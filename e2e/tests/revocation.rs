@@ -424,7 +424,7 @@ async fn another_namespace_is_out_of_reach_but_for_the_operators_own() {
     wait_for(&home, "named", RECORDED, "False", "NotFound").await;
     create(&home, &revocation_yaml("stolen", &format!("{by_serial}, renew: true"))).await;
     wait_for(&home, "stolen", PUBLISHED, "True", "Published").await;
-    assert_eq!(scene.revoked().await, [serial.clone()]);
+    assert_eq!(scene.revoked().await, std::slice::from_ref(&serial));
     assert_ne!(scene.serial("laptop").await, serial);
 }
 

@@ -366,7 +366,7 @@ mod tests {
         let mut world = world(&ledger, Some(&crl), 1001);
         assert!(matches!(decide(&world), Decision::Publish(_)));
         world.published_at = Some(second(1000));
-        assert_eq!(decide(&world), Decision::WaitUntil(second(1002)));
+        assert_eq!(decide(&world), Decision::WaitUntil(second(1000) + COALESCE));
     }
 
     #[test]
