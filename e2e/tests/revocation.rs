@@ -99,6 +99,16 @@ impl Scene {
         .await
     }
 
+    /// SHA-256 of an identity's certificate, as OpenSSL tells it.
+    async fn fingerprint(&self, identity: &str) -> String {
+        let data = self.secret(identity).await.data.expect("data");
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("tls.crt"), &data["tls.crt"].0).expect("written");
+        let asked = ["x509", "-in", "tls.crt", "-noout", "-fingerprint", "-sha256"];
+        let told = openssl(folder.path(), &asked);
+        told.trim().split_once('=').expect("a fingerprint").1.to_owned()
+    }
+
     /// Has a new certificate issued by hand.
     async fn renew(&self, name: &str) -> String {
         let before = self.serial(name).await;
@@ -235,20 +245,20 @@ async fn each_scope_reaches_what_it_says_and_nothing_that_is_issued_later() {
     assert_eq!(serials(&revocation), sorted(&[&first, &second, &third, &fourth]));
     assert_eq!(scene.serial("laptop").await, fifth);
 
-    // By fingerprint, as OpenSSL writes it.
-    let data = scene.secret("laptop").await.data.expect("data");
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("tls.crt"), &data["tls.crt"].0).expect("written");
-    let told =
-        openssl(folder.path(), &["x509", "-in", "tls.crt", "-noout", "-fingerprint", "-sha256"]);
-    let fingerprint = told.trim().split_once('=').expect("a fingerprint").1;
+    // By fingerprint, as OpenSSL writes it: of the one in use, and of one that was replaced.
+    let fingerprint = scene.fingerprint("laptop").await;
     let revocation = scene.revoke("seen", &format!("fingerprint: \"{fingerprint}\"")).await;
     assert_eq!(serials(&revocation), sorted(&[&fifth]));
     let sixth = scene.renewed("laptop", &fifth).await;
+    let fingerprint = scene.fingerprint("phone").await;
+    let its_next = scene.renew("phone").await;
+    let revocation = scene.revoke("copied", &format!("fingerprint: \"{fingerprint}\"")).await;
+    assert_eq!(serials(&revocation), sorted(&[&other]));
+    assert_eq!(scene.serial("phone").await, its_next);
 
     let crl = scene.revoked().await;
-    assert_eq!(crl.len(), 5);
-    assert!(!crl.contains(&other) && !crl.contains(&sixth), "{crl:?}");
+    assert_eq!(crl.len(), 6);
+    assert!(!crl.contains(&its_next) && !crl.contains(&sixth), "{crl:?}");
 
     // A restart repeats nothing, and writes nothing.
     let Scene { plane, operator, client, namespace } = scene;

@@ -197,14 +197,21 @@ fn in_secret(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<InSecret>
     Some(InSecret { serial: current.serial, revision: current.revision })
 }
 
-/// The serial number of the certificate with this fingerprint.
+/// The serial number of the certificate with this fingerprint. Records of before there were fingerprints in
+/// the ledger have none; then the identity that holds the certificate knows it.
 fn find_by_fingerprint(context: &Context, fingerprint: &[u8; 32]) -> Option<Serial> {
+    let recorded = context
+        .ledger
+        .read_all(|books| books.values().find_map(|book| book.find_fingerprint(fingerprint)));
     let wanted = hex(fingerprint);
-    context.stores.identities.list().iter().find_map(|identity| {
-        let status = identity.status.as_ref()?;
-        let found = status.fingerprint.as_deref() == Some(&wanted);
-        status.serial_number.as_deref().filter(|_| found)?.parse().ok()
-    })
+    let held = || {
+        context.stores.identities.list().iter().find_map(|identity| {
+            let status = identity.status.as_ref()?;
+            let found = status.fingerprint.as_deref() == Some(&wanted);
+            status.serial_number.as_deref().filter(|_| found)?.parse().ok()
+        })
+    };
+    recorded.or_else(held)
 }
 
 fn decide_in(
