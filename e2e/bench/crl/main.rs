@@ -122,11 +122,13 @@ impl Clock {
         Time { wall: self.start.elapsed().as_secs_f64(), cpu: Self::cpu() - self.cpu }
     }
 
-    /// Seconds that this thread, the only one, has been on a core (proc(5), schedstat).
+    /// Seconds that the threads of this process, also those that ended, have been on a core (proc(5), stat).
     fn cpu() -> f64 {
-        let text = fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-        let nanoseconds = text.split_whitespace().next().and_then(|text| text.parse::<f64>().ok());
-        nanoseconds.expect("a number of nanoseconds") / 1e9
+        let text = fs::read_to_string("/proc/self/stat").expect("Linux");
+        // What follows the name, which may hold anything; a tick is a hundredth of a second.
+        let fields = text.rsplit(')').next().expect("a name in parentheses");
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        ticks.map(|ticks| ticks.parse::<f64>().expect("a number of ticks")).sum::<f64>() / 100.0
     }
 }
 

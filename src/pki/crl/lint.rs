@@ -26,7 +26,7 @@ pub struct Rule {
 
 /// A CRL and its CA.
 pub struct Crl<'a> {
-    frame: Frame<'a>,
+    pub(super) frame: Frame<'a>,
     authority: &'a CaFacts,
 }
 

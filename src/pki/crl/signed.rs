@@ -97,7 +97,7 @@ pub fn read_signed(der: Bytes, ca: &[u8]) -> Result<SignedCrl, CrlError> {
     })
 }
 
-fn check_signature(frame: &Frame<'_>, ca: &X509Certificate<'_>) -> Result<(), CrlError> {
+pub(super) fn check_signature(frame: &Frame<'_>, ca: &X509Certificate<'_>) -> Result<(), CrlError> {
     let algorithm = AlgorithmIdentifier::from_der(frame.outer_algorithm);
     let signature = BitString::from_der(frame.signature);
     let (Ok((_, algorithm)), Ok((_, signature))) = (algorithm, signature) else {

@@ -4,14 +4,12 @@
 
 use jiff::Timestamp;
 use webpki::{BorrowedCertRevocationList, BorrowedRevokedCert};
-use x509_parser::der_parser::asn1_rs::BitString;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
-use x509_parser::x509::AlgorithmIdentifier;
 
 use super::frame::Frame;
 use super::lint::Crl;
+use super::signed::check_signature;
 use super::{CrlError, CrlFacts, CrlParams, Entry};
-use crate::pki::public_key::verify_signature;
 use crate::pki::{CertificateAuthority, Serial};
 
 /// Reads a CRL and checks that it is signed by the CA, says what was asked, and keeps the rules of the
@@ -24,19 +22,58 @@ pub fn verify(
     serials: impl IntoIterator<Item = Serial>,
     added: &[Entry],
 ) -> Result<CrlFacts, CrlError> {
-    let frame = Frame::read(der)?;
-    let (tbs, signature) = (frame.tbs, frame.signature);
-    let unreadable = CrlError::Unusable("the CA certificate can't be read");
-    let (_, certificate) =
-        X509Certificate::from_der(authority.certificate()).map_err(|_| unreadable)?;
-    let algorithm = AlgorithmIdentifier::from_der(frame.outer_algorithm);
-    let signature = BitString::from_der(signature);
-    let (Ok((_, algorithm)), Ok((_, signature))) = (algorithm, signature) else {
-        return Err(CrlError::Signature);
-    };
-    verify_signature(certificate.public_key(), &algorithm, &signature, tbs)
-        .map_err(|_| CrlError::Signature)?;
+    let crl = Crl::new(Frame::read(der)?, authority.facts());
+    // Every entry is read twice, by code that shares nothing, and all octets are hashed: of a long CRL
+    // that takes a thread as long as all the rest does another.
+    let (checked, serials) = std::thread::scope(|scope| {
+        let apart = scope.spawn(|| {
+            let unreadable = CrlError::Unusable("the CA certificate can't be read");
+            let (_, ca) =
+                X509Certificate::from_der(authority.certificate()).map_err(|_| unreadable)?;
+            check_signature(&crl.frame, &ca)?;
+            Ok::<_, CrlError>(crl.lint())
+        });
+        let serials = compare(der, params, serials, added);
+        (apart.join().expect("no check of a CRL panics"), serials)
+    });
+    let (rules, serials) = (checked?, serials?);
 
+    let frame = &crl.frame;
+    let number = frame.number().ok_or(CrlError::Unusable("no CRL number"))?;
+    let times = [Some(frame.this_update), frame.next_update];
+    let times = times.map(|time| time.and_then(super::frame::time));
+    let second = |time: Timestamp| Some(time.as_second());
+    let checks = [
+        ("number", number == params.number),
+        ("base", frame.base() == params.base),
+        (
+            "issuing distribution point",
+            frame.distribution_point() == params.distribution_point.map(str::as_bytes),
+        ),
+        ("thisUpdate", times[0].map(Timestamp::as_second) == second(params.this_update)),
+        ("nextUpdate", times[1].map(Timestamp::as_second) == second(params.next_update)),
+    ];
+    if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
+        return Err(CrlError::Differs(what));
+    }
+    rules?;
+    Ok(CrlFacts {
+        number,
+        this_update: times[0].unwrap_or(params.this_update),
+        next_update: times[1].unwrap_or(params.next_update),
+        issuer_der: frame.issuer.to_vec(),
+        authority_key_id: frame.authority_key_id().unwrap_or_default().to_vec(),
+        serials,
+    })
+}
+
+/// Reads the entries and compares them with what was asked for: the serials, in their order.
+fn compare(
+    der: &[u8],
+    params: &CrlParams<'_>,
+    serials: impl IntoIterator<Item = Serial>,
+    added: &[Entry],
+) -> Result<Vec<Serial>, CrlError> {
     let mut check = Comparison { serials: serials.into_iter(), added, read: Vec::new() };
     check.read.reserve_exact(check.serials.size_hint().0.max(added.len()));
     if params.base.is_some() {
@@ -58,35 +95,7 @@ pub fn verify(
             check.take(serial_number, revoked_at, reason_code.map(|reason| reason as u8))?;
         }
     }
-    let serials = check.finish()?;
-
-    let number = frame.number().ok_or(CrlError::Unusable("no CRL number"))?;
-    let times = [Some(frame.this_update), frame.next_update];
-    let times = times.map(|time| time.and_then(super::frame::time));
-    let second = |time: Timestamp| Some(time.as_second());
-    let checks = [
-        ("number", number == params.number),
-        ("base", frame.base() == params.base),
-        (
-            "issuing distribution point",
-            frame.distribution_point() == params.distribution_point.map(str::as_bytes),
-        ),
-        ("thisUpdate", times[0].map(Timestamp::as_second) == second(params.this_update)),
-        ("nextUpdate", times[1].map(Timestamp::as_second) == second(params.next_update)),
-    ];
-    if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
-        return Err(CrlError::Differs(what));
-    }
-    let facts = CrlFacts {
-        number,
-        this_update: times[0].unwrap_or(params.this_update),
-        next_update: times[1].unwrap_or(params.next_update),
-        issuer_der: frame.issuer.to_vec(),
-        authority_key_id: frame.authority_key_id().unwrap_or_default().to_vec(),
-        serials,
-    };
-    Crl::new(frame, authority.facts()).lint()?;
-    Ok(facts)
+    check.finish()
 }
 
 /// What was read, beside what was asked for.
