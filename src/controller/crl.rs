@@ -22,7 +22,7 @@ use crate::pki::authority::CaFacts;
 use crate::plan::authority::Reason;
 use crate::plan::crl::{Decision, World, decide};
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{Scope, head_name};
+use crate::plan::publication::head_name;
 
 /// Two looks at a CRL are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -126,7 +126,7 @@ async fn in_service(
     ca: &CaFacts,
     ours: &Published,
 ) -> Result<(Published, bool), Error> {
-    let name = Key::new(&context.namespace, head_name(key, Scope::Full));
+    let name = Key::new(&context.namespace, head_name(key));
     let seen = context.stores.crls.get(&name).and_then(|crl| crl.metadata.resource_version.clone());
     let ours = ours.clone();
     if seen.is_some() && seen == ours.resource_version {
@@ -146,7 +146,7 @@ async fn in_service(
 /// Notes on the CRL of a CA that nobody trusts any more that it is so: it is served on, and the gate lets
 /// nobody in by it.
 pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> {
-    let name = head_name(key, Scope::Full);
+    let name = head_name(key);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let found = api.get_opt(&name).await;
     let found =

@@ -23,7 +23,7 @@ use crate::plan::crl::Publication;
 use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::ledger::{CaKey, Revoked};
 use crate::plan::publication::{
-    Rendered, Scope, assemble, head_name, is_unused, part_bytes, part_names, render,
+    Rendered, assemble, head_name, is_unused, part_bytes, part_names, render,
 };
 
 /// So many parts are read or written at once.
@@ -49,7 +49,7 @@ pub(super) async fn read(
     ca: &CaFacts,
     known: Option<&Published>,
 ) -> Result<Found, Error> {
-    let name = head_name(key, Scope::Full);
+    let name = head_name(key);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let failed = |source| Error::Read { object: format!("ConfigMap {name}"), source };
     let Some(head) = api.get_opt(&name).await.map_err(failed)? else {
@@ -193,11 +193,12 @@ fn make(
     let mut index = previous.map_or_else(Index::default, |previous| (*previous.index).clone());
     index.remove(leaving);
     index.insert(added);
-    let params = CrlParams::complete(*number, *this_update, *next_update);
+    let params =
+        CrlParams { number: *number, this_update: *this_update, next_update: *next_update };
     let crl::Encoded { der, cuts } = crl::encode(ca, &params, &index)?;
     let listed = previous.map_or(&[][..], |previous| &previous.facts.serials);
     let facts = crl::verify(&der, ca, &params, publication.serials(listed), added)?;
-    let rendered = render(key, Scope::Full, &ca.certificate_pem(), &der, &cuts, *number);
+    let rendered = render(key, &ca.certificate_pem(), &der, &cuts, *number);
     Ok(Made { facts, index, der, rendered })
 }
 

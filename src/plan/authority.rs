@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::headroom::percent_left;
 use super::ledger::CaKey;
-use super::publication::Scope;
+use super::publication;
 use crate::api::authority::{CaGeneration, CaState, CertificateCounts, CrlStatus};
 use crate::api::condition::{self, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
@@ -232,7 +232,7 @@ pub fn is_ca(metadata: &ObjectMeta) -> bool {
 
 /// URL of a CA's complete CRL below a base URL.
 pub fn crl_url(base: &str, key: &CaKey) -> String {
-    format!("{base}{}", Scope::Full.path(key))
+    format!("{base}{}", publication::path(key))
 }
 
 /// One CA as the status tells of it.

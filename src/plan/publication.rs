@@ -3,8 +3,6 @@
 //! the head, however long the CRL is.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
@@ -47,92 +45,16 @@ pub mod crl_key {
     pub const PART: &str = "part";
 }
 
-/// Which certificates of a CA a CRL speaks of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Scope {
-    /// All of them: the complete CRL, without issuingDistributionPoint.
-    #[default]
-    Full,
-    /// Those of one shard, from 0: complete for the certificates that name its URL.
-    Shard(u32),
-    /// What was revoked since a complete CRL was published.
-    Delta,
-}
-
-impl Scope {
-    /// Path of its URL below the base URL.
-    pub fn path(self, key: &CaKey) -> String {
-        let CaKey { authority, generation } = key;
-        match self {
-            Self::Full => format!("/crl/{authority}/{generation}.crl"),
-            Self::Shard(shard) => format!("/crl/{authority}/{generation}/{shard}.crl"),
-            Self::Delta => format!("/crl/{authority}/{generation}/delta.crl"),
-        }
-    }
-
-    /// Reads a path. None for one that no CRL can have.
-    pub fn of_path(path: &str) -> Option<(CaKey, Self)> {
-        let (authority, rest) = path.strip_prefix("/crl/")?.split_once('/')?;
-        let rest = rest.strip_suffix(".crl")?;
-        let (generation, scope) = match rest.split_once('/') {
-            None => (rest, Self::Full),
-            Some((generation, "delta")) => (generation, Self::Delta),
-            Some((generation, shard)) => (generation, Self::Shard(shard.parse().ok()?)),
-        };
-        let key = CaKey { authority: authority.into(), generation: generation.parse().ok()? };
-        // `+1` and `01` are numbers too, but no path of ours.
-        (scope.path(&key) == path).then_some((key, scope))
-    }
-
-    /// Which CRL a head publishes, by its annotations. None for one that this version does not know: it
-    /// must not be taken for the complete one.
-    pub fn of(metadata: &ObjectMeta) -> Option<Self> {
-        let notes = metadata.annotations.as_ref();
-        let noted = notes.and_then(|notes| notes.get(annotation::CRL_SCOPE));
-        noted.map_or(Some(Self::Full), |scope| scope.parse().ok())
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full => f.write_str("full"),
-            Self::Shard(shard) => write!(f, "shard-{shard}"),
-            Self::Delta => f.write_str("delta"),
-        }
-    }
-}
-
-/// Why a text is not a scope.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("expected full, delta, or shard- and a number")]
-pub struct InvalidScope;
-
-impl FromStr for Scope {
-    type Err = InvalidScope;
-
-    fn from_str(text: &str) -> Result<Self, InvalidScope> {
-        match text {
-            "full" => Ok(Self::Full),
-            "delta" => Ok(Self::Delta),
-            _ => text
-                .strip_prefix("shard-")
-                .and_then(|shard| shard.parse().ok())
-                .map(Self::Shard)
-                .ok_or(InvalidScope),
-        }
-    }
-}
-
-/// Name of the head. What follows the generation is never a number alone, so that no authority has a
-/// CRL of the same name.
-pub fn head_name(key: &CaKey, scope: Scope) -> String {
+/// Path of the URL of a CA's CRL below the base URL.
+pub fn path(key: &CaKey) -> String {
     let CaKey { authority, generation } = key;
-    match scope {
-        Scope::Full => format!("crl-{authority}-{generation}"),
-        Scope::Shard(shard) => format!("crl-{authority}-{generation}-s{shard}"),
-        Scope::Delta => format!("crl-{authority}-{generation}-delta"),
-    }
+    format!("/crl/{authority}/{generation}.crl")
+}
+
+/// Name of the head.
+pub fn head_name(key: &CaKey) -> String {
+    let CaKey { authority, generation } = key;
+    format!("crl-{authority}-{generation}")
 }
 
 /// Name of the part with this digest.
@@ -154,17 +76,12 @@ pub struct Rendered {
 /// which the last of them ends.
 pub fn render(
     key: &CaKey,
-    scope: Scope,
     ca_pem: &str,
     der: &[u8],
     cuts: &[usize],
     number: CrlNumber,
 ) -> Rendered {
-    let mut annotations =
-        BTreeMap::from([(annotation::CRL_NUMBER.to_owned(), number.0.to_string())]);
-    if scope != Scope::Full {
-        annotations.insert(annotation::CRL_SCOPE.to_owned(), scope.to_string());
-    }
+    let annotations = BTreeMap::from([(annotation::CRL_NUMBER.to_owned(), number.0.to_string())]);
     let mut data = BTreeMap::from([(crl_key::CA.to_owned(), ca_pem.to_owned())]);
     let mut parts = Vec::new();
     let binary_data = if der.len() <= WHOLE_BYTES {
@@ -184,7 +101,7 @@ pub fn render(
     };
     let head = ConfigMap {
         metadata: ObjectMeta {
-            name: Some(head_name(key, scope)),
+            name: Some(head_name(key)),
             labels: Some(labels(key, COMPONENT)),
             annotations: Some(annotations),
             ..ObjectMeta::default()
@@ -302,7 +219,6 @@ pub fn assemble<B: AsRef<[u8]>>(
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use proptest::prelude::*;
 
     fn key() -> CaKey {
         CaKey { authority: "staff".into(), generation: 3 }
@@ -314,7 +230,7 @@ mod tests {
     }
 
     fn rendered(der: &[u8], cuts: &[usize]) -> Rendered {
-        render(&key(), Scope::Full, "CA\n", der, cuts, CrlNumber(7))
+        render(&key(), "CA\n", der, cuts, CrlNumber(7))
     }
 
     fn assembled(rendered: &Rendered) -> Result<Vec<u8>, AssembleError> {
@@ -386,29 +302,5 @@ mod tests {
         let mut head = rendered(&der, &[]).head.metadata;
         head.creation_timestamp = part.creation_timestamp;
         assert!(!unused(&head, &[]), "not a part");
-    }
-
-    #[test]
-    fn each_scope_has_its_own_path_name_and_annotation() {
-        for scope in [Scope::Full, Scope::Delta, Scope::Shard(0), Scope::Shard(4_294_967_295)] {
-            assert_eq!(scope.to_string().parse(), Ok(scope));
-            assert_eq!(Scope::of_path(&scope.path(&key())), Some((key(), scope)));
-            let head = render(&key(), scope, "", &[], &[], CrlNumber(1)).head;
-            assert_eq!(Scope::of(&head.metadata), Some(scope));
-            assert_eq!(head.metadata.name, Some(head_name(&key(), scope)));
-        }
-        let mut head = render(&key(), Scope::Delta, "", &[], &[], CrlNumber(1)).head;
-        let newer = (annotation::CRL_SCOPE.to_owned(), "attribute-certificates".to_owned());
-        head.metadata.annotations.get_or_insert_default().extend([newer]);
-        assert_eq!(Scope::of(&head.metadata), None, "not the complete one");
-    }
-
-    proptest! {
-        #[test]
-        fn a_path_that_is_read_is_written_the_same(path in "/crl/[a-z]{0,3}/[+0-9]{0,3}(/([+0-9]{1,2}|delta))?(\\.crl)?") {
-            if let Some((key, scope)) = Scope::of_path(&path) {
-                prop_assert_eq!(scope.path(&key), path);
-            }
-        }
     }
 }

@@ -54,7 +54,7 @@ mod tests {
     use crate::pki::crl::{CrlNumber, Entry, sign};
     use crate::pki::{Serial, sha256_hex};
     use crate::plan::ledger::CaKey;
-    use crate::plan::publication::{Scope, render};
+    use crate::plan::publication::render;
     use flate2::read::GzDecoder;
     use http_body_util::BodyExt;
     use std::io::Read;
@@ -81,7 +81,7 @@ mod tests {
         let der = sign(ca, CrlNumber(number), instant(THIS), instant(NEXT), &entries).unwrap();
         let key = CaKey::first("staff");
         let pem = ca.certificate_pem();
-        view.with(&render(&key, Scope::Full, &pem, &der, &[], CrlNumber(number)).head)
+        view.with(&render(&key, &pem, &der, &[], CrlNumber(number)).head)
     }
 
     /// A view with a CRL of some kilobytes, compressed.

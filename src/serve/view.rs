@@ -13,14 +13,14 @@ use super::document::Document;
 use super::published::{Published, Source};
 use crate::plan::authority::key_of;
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{Scope, head_name};
+use crate::plan::publication::{head_name, path};
 
 /// Path of the list of CRLs.
 const INDEX: &str = "/crl/index.json";
 
 /// Every CRL. A change makes another view.
 pub struct View {
-    by_key: BTreeMap<(CaKey, Scope), Arc<Published>>,
+    by_key: BTreeMap<CaKey, Arc<Published>>,
     by_path: HashMap<String, File>,
 }
 
@@ -63,11 +63,11 @@ impl Default for View {
 }
 
 impl View {
-    fn of(by_key: BTreeMap<(CaKey, Scope), Arc<Published>>) -> Self {
+    fn of(by_key: BTreeMap<CaKey, Arc<Published>>) -> Self {
         let mut by_path =
             HashMap::from([(INDEX.to_owned(), File::Index(Box::new(index(by_key.values()))))]);
-        for ((key, scope), published) in &by_key {
-            let path = scope.path(key);
+        for (key, published) in &by_key {
+            let path = path(key);
             let pem = path.strip_suffix(".crl").map(|stem| format!("{stem}.pem"));
             by_path.extend(pem.map(|pem| (pem, File::Pem(published.clone()))));
             by_path.insert(path, File::Der(published.clone()));
@@ -75,14 +75,9 @@ impl View {
         Self { by_key, by_path }
     }
 
-    /// The complete CRL of a CA.
+    /// The CRL of a CA.
     pub fn get(&self, key: &CaKey) -> Option<&Arc<Published>> {
-        self.scoped(key, Scope::Full)
-    }
-
-    /// A CRL of a CA.
-    pub fn scoped(&self, key: &CaKey, scope: Scope) -> Option<&Arc<Published>> {
-        self.by_key.get(&(key.clone(), scope))
+        self.by_key.get(key)
     }
 
     /// What is at a path.
@@ -95,9 +90,9 @@ impl View {
         self.by_key.values()
     }
 
-    /// The complete CRLs of all CAs of an authority: any other does not say who is not revoked.
+    /// The CRLs of all CAs of an authority.
     pub fn of_authority<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Published>> {
-        self.all().filter(move |one| &*one.key.authority == name && one.scope == Scope::Full)
+        self.all().filter(move |one| &*one.key.authority == name)
     }
 
     /// The view with one ConfigMap taken in. One that can't be read changes nothing: the last good
@@ -115,17 +110,15 @@ impl View {
         source: Source,
     ) -> Self {
         let mut by_key = self.by_key.clone();
-        let slot = key_of(&head.metadata).zip(Scope::of(&head.metadata));
-        let known = slot.and_then(|slot| by_key.get(&slot)).cloned();
+        let known = key_of(&head.metadata).and_then(|key| by_key.get(&key)).cloned();
         match Published::read(head, fetched, known.as_deref(), source) {
             Ok(published) => {
                 if let Some(published) = succeed(known.as_deref(), published) {
                     info!(
-                        ca = %published.key, scope = %published.scope, number = published.number.0,
+                        ca = %published.key, number = published.number.0,
                         entries = published.revoked.len(), ?source, "took in a CRL"
                     );
-                    let slot = (published.key.clone(), published.scope);
-                    by_key.insert(slot, Arc::new(published));
+                    by_key.insert(published.key.clone(), Arc::new(published));
                 }
             }
             Err(why) => {
@@ -138,8 +131,8 @@ impl View {
     /// The view without the CRL of a ConfigMap that is gone.
     pub fn without(&self, head: &ConfigMap) -> Self {
         let mut by_key = self.by_key.clone();
-        if let Some(slot) = key_of(&head.metadata).zip(Scope::of(&head.metadata)) {
-            by_key.remove(&slot);
+        if let Some(key) = key_of(&head.metadata) {
+            by_key.remove(&key);
         }
         Self::of(by_key)
     }
@@ -147,8 +140,8 @@ impl View {
     /// The view with nothing but what the ConfigMaps of these names publish.
     pub fn only(&self, names: &BTreeSet<String>) -> Self {
         let mut by_key = self.by_key.clone();
-        by_key.retain(|(key, scope), _| {
-            let name = head_name(key, *scope);
+        by_key.retain(|key, _| {
+            let name = head_name(key);
             let kept = names.contains(&name);
             if !kept {
                 warn!(name, "a CRL is not published any more");
@@ -183,7 +176,7 @@ fn index<'a>(all: impl Iterator<Item = &'a Arc<Published>>) -> Document {
     let listed = all.map(|one| Listed {
         authority: &one.key.authority,
         generation: one.key.generation,
-        path: one.scope.path(&one.key),
+        path: path(&one.key),
         number: one.number.0.to_string(),
         sha256: one.document().sha256(),
         this_update: one.this_update.to_string(),
@@ -223,14 +216,14 @@ mod tests {
 
     fn published(ca: &CertificateAuthority, number: u128) -> ConfigMap {
         let der = signed(ca, number, 1);
-        render(&key(), Scope::Full, &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
+        render(&key(), &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
     }
 
     fn large(ca: &CertificateAuthority, number: u128, entries: usize) -> Rendered {
         let der = signed(ca, number, entries);
         let mut cuts: Vec<usize> = (200..der.len() - 200).step_by(400_000).collect();
         cuts.push(der.len() - 200);
-        render(&key(), Scope::Full, &ca.certificate_pem(), &der, &cuts, CrlNumber(number))
+        render(&key(), &ca.certificate_pem(), &der, &cuts, CrlNumber(number))
     }
 
     fn by_name(parts: &[ConfigMap]) -> HashMap<String, Bytes> {
@@ -319,18 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_complete_crl_is_for_the_gate() {
+    fn a_crl_of_some_certificates_alone_is_not_taken_in() {
         let ca = sample();
-        let der = signed(&ca, 7, 1);
-        let pem = ca.certificate_pem();
-        let delta = render(&key(), Scope::Delta, &pem, &der, &[], CrlNumber(7)).head;
-        let view = View::default().with(&delta);
-        assert!(view.file("/crl/staff/1/delta.crl").is_some());
-        assert!(view.file("/crl/staff/1/delta.pem").is_some());
-        assert!(view.file("/crl/staff/1.crl").is_none());
-        assert_eq!((view.get(&key()).is_none(), view.of_authority("staff").count()), (true, 0));
-        let both = view.with(&published(&ca, 8));
-        assert_eq!((both.all().count(), both.of_authority("staff").count()), (2, 1));
-        assert_eq!(both.without(&delta).all().count(), 1);
+        let der = crate::pki::crl::signed::tests::delta(&ca);
+        let delta = render(&key(), &ca.certificate_pem(), &der, &[], CrlNumber(8)).head;
+        assert_eq!(number(&View::default().with(&delta)), None);
+        assert_eq!(number(&View::default().with(&published(&ca, 7)).with(&delta)), Some(7));
     }
 }

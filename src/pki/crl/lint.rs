@@ -2,17 +2,11 @@
 //! public CAs add. Every CRL passes it before anyone sees it. One pass over the entries, nothing is
 //! copied.
 
-use super::frame::{
-    self, Frame, ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER, ID_CE_DELTA_CRL_INDICATOR,
-    ID_CE_FRESHEST_CRL, ID_CE_ISSUING_DISTRIBUTION_POINT, RawEntry,
-};
+use super::frame::{self, Frame, ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER, RawEntry};
 use super::{CrlError, REASONS};
 use crate::pki::authority::CaFacts;
 use crate::pki::der::{self, GENERALIZED_TIME, INTEGER, SEQUENCE, UTC_TIME};
 use crate::pki::{Serial, hex};
-
-/// CRLReason removeFromCRL, for delta CRLs alone.
-const REMOVE_FROM_CRL: u8 = 8;
 
 /// One rule.
 pub struct Rule {
@@ -62,9 +56,6 @@ pub const RULES: &[Rule] = &[
     rule("extensions", "RFC 5280 section 5.2", extensions),
     rule("authority_key_identifier", "RFC 5280 section 5.2.1", authority_key_identifier),
     rule("crl_number", "RFC 5280 section 5.2.3", crl_number),
-    rule("delta_crl_indicator", "RFC 5280 section 5.2.4", delta_crl_indicator),
-    rule("issuing_distribution_point", "RFC 5280 section 5.2.5", issuing_distribution_point),
-    rule("freshest_crl", "RFC 5280 section 5.2.6", freshest_crl),
 ];
 
 /// Does a CRL keep every rule? The signature itself is not looked at: [`super::verify()`] does that.
@@ -81,10 +72,6 @@ impl<'a> Crl<'a> {
         RULES.iter().try_for_each(|Rule { name, section, check }| {
             check(self).map_err(|detail| Broken { rule: name, section, detail })
         })
-    }
-
-    fn is_delta(&self) -> bool {
-        self.frame.extension(ID_CE_DELTA_CRL_INDICATOR).is_some()
     }
 }
 
@@ -142,7 +129,6 @@ fn entries_absent(crl: &Crl<'_>) -> Check {
 
 /// Of each entry: serial, time and reason; of all: their order.
 fn entries(crl: &Crl<'_>) -> Check {
-    let delta = crl.is_delta();
     let mut last: Option<Serial> = None;
     let mut last_time: &[u8] = &[];
     for entry in crl.frame.entries() {
@@ -158,9 +144,7 @@ fn entries(crl: &Crl<'_>) -> Check {
             last_time = entry.revoked_at;
         }
         let reason = entry.reason();
-        let good = reason.is_ok_and(|reason| {
-            reason.is_none_or(|code| REASONS.contains(&code) || (delta && code == REMOVE_FROM_CRL))
-        });
+        let good = reason.is_ok_and(|reason| reason.is_none_or(|code| REASONS.contains(&code)));
         require(good, || format!("{serial} has other extensions than one good reasonCode"))?;
     }
     Ok(())
@@ -176,24 +160,16 @@ fn good_serial(entry: &RawEntry<'_>) -> Result<Serial, String> {
     Ok(serial)
 }
 
-/// Nothing that a verifier may not know, each once, and critical as the standard has it.
+/// Nothing that a verifier may not know, each once, and none critical: a critical one would say that the
+/// CRL speaks of some certificates alone (RFC 5280 sections 5.2.4 and 5.2.5).
 fn extensions(crl: &Crl<'_>) -> Check {
-    let known = [
-        (ID_CE_AUTHORITY_KEY_IDENTIFIER, false),
-        (ID_CE_CRL_NUMBER, false),
-        (ID_CE_DELTA_CRL_INDICATOR, true),
-        (ID_CE_ISSUING_DISTRIBUTION_POINT, true),
-        (ID_CE_FRESHEST_CRL, false),
-    ];
+    let known = [ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER];
     for extension in &crl.frame.extensions {
         let oid = extension.oid;
         let times = crl.frame.extensions.iter().filter(|other| other.oid == oid).count();
         require(times == 1, || format!("extension {} is there {times} times", hex(oid)))?;
-        let rule = known.iter().find(|(known, _)| *known == oid);
-        let critical = rule.ok_or_else(|| format!("extension {} has no place here", hex(oid)))?.1;
-        require(extension.critical == critical, || {
-            format!("extension {} must {}be critical", hex(oid), if critical { "" } else { "not " })
-        })?;
+        require(known.contains(&oid), || format!("extension {} has no place here", hex(oid)))?;
+        require(!extension.critical, || format!("extension {} must not be critical", hex(oid)))?;
     }
     Ok(())
 }
@@ -215,28 +191,6 @@ fn crl_number(crl: &Crl<'_>) -> Check {
         .ok_or_else(|| format!("{} is not a number below 2^128 that is not negative", hex(value)))
 }
 
-fn delta_crl_indicator(crl: &Crl<'_>) -> Check {
-    let Some(extension) = crl.frame.extension(ID_CE_DELTA_CRL_INDICATOR) else { return Ok(()) };
-    let base = frame::integer(extension.value).ok_or("the base number can't be read")?;
-    let number = crl.frame.number().map(|number| number.0);
-    require(number.is_some_and(|number| base < number), || "the base is not older".to_owned())
-}
-
-fn issuing_distribution_point(crl: &Crl<'_>) -> Check {
-    let extension = crl.frame.extension(ID_CE_ISSUING_DISTRIBUTION_POINT);
-    let Some(extension) = extension else { return Ok(()) };
-    frame::one_url(extension.value)
-        .map(drop)
-        .ok_or_else(|| "it is not one http:// URL and nothing else".to_owned())
-}
-
-fn freshest_crl(crl: &Crl<'_>) -> Check {
-    let Some(extension) = crl.frame.extension(ID_CE_FRESHEST_CRL) else { return Ok(()) };
-    require(!crl.is_delta(), || "a delta CRL has none".to_owned())?;
-    let points = der::read(extension.value, SEQUENCE).ok_or("it can't be read")?;
-    frame::one_url(points).map(drop).ok_or_else(|| "it is not one http:// URL".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,9 +199,7 @@ mod tests {
     use crate::pki::crl::{CrlNumber, CrlParams, Entry, Index, encode};
     use crate::pki::der::{BIT_STRING, ENUMERATED, OCTET_STRING, OID};
 
-    const URL: &str = "http://crl.example.com/crl/staff/1/0.crl";
-
-    fn encoded(authority: &CertificateAuthority, change: fn(&mut CrlParams<'_>)) -> Vec<u8> {
+    fn encoded(authority: &CertificateAuthority, number: CrlNumber) -> Vec<u8> {
         let serials = ["0a", "ff00", "7f".repeat(20).as_str()].map(|s| s.parse().unwrap());
         let dates = ["2026-05-01T10:00:00Z", "2049-12-31T23:59:59Z", "2050-01-01T00:00:00Z"];
         let entries = [0, 1, 2].map(|at| Entry {
@@ -256,23 +208,15 @@ mod tests {
             reason: [None, Some(1), Some(9)][at],
         });
         let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
-        let mut params = CrlParams::complete(CrlNumber(7), this, next);
-        change(&mut params);
+        let params = CrlParams { number, this_update: this, next_update: next };
         encode(authority, &params, &Index::of(&entries)).unwrap().der
     }
 
     #[test]
     fn what_is_encoded_keeps_every_rule() {
         let authority = sample();
-        for change in [
-            (|_| {}) as fn(&mut CrlParams<'_>),
-            |params| params.distribution_point = Some(URL),
-            |params| params.freshest = Some(URL),
-            |params| params.base = Some(CrlNumber(3)),
-            |params| params.number = CrlNumber(u128::MAX),
-            |params| params.number = CrlNumber(0x80),
-        ] {
-            lint(&encoded(&authority, change), authority.facts()).unwrap();
+        for number in [0, 7, 0x80, u128::MAX] {
+            lint(&encoded(&authority, CrlNumber(number)), authority.facts()).unwrap();
         }
     }
 
@@ -308,11 +252,6 @@ mod tests {
     fn reason(code: u8, critical: bool) -> Vec<u8> {
         let value = der::tlv(ENUMERATED, &[code]);
         der::tlv(SEQUENCE, &extension(0x15, critical, &value))
-    }
-
-    fn point(url: &str) -> Vec<u8> {
-        let name = der::tlv(0xa0, &der::tlv(0xa0, &der::tlv(0x86, url.as_bytes())));
-        der::tlv(SEQUENCE, &name)
     }
 
     impl Fields {
@@ -400,7 +339,10 @@ mod tests {
             ("extensions", Box::new(|f| f.extensions.push(extension(0x12, false, &[5, 0])))),
             ("extensions", Box::new(|f| f.extensions.push(f.extensions[0].clone()))),
             ("extensions", Box::new(|f| f.extensions[1] = extension(0x14, true, &[2, 1, 7]))),
-            ("extensions", Box::new(|f| f.extensions.push(extension(0x1c, false, &point(URL))))),
+            // deltaCRLIndicator, issuingDistributionPoint, freshestCRL.
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x1b, true, &[2, 1, 1])))),
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x1c, true, &[0x30, 0])))),
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x2e, false, &[0x30, 0])))),
             ("authority_key_identifier", Box::new(|f| drop(f.extensions.remove(0)))),
             (
                 "authority_key_identifier",
@@ -410,24 +352,6 @@ mod tests {
             ),
             ("crl_number", Box::new(|f| drop(f.extensions.pop()))),
             ("crl_number", Box::new(|f| f.extensions[1] = extension(0x14, false, &[2, 1, 0xff]))),
-            (
-                "delta_crl_indicator",
-                Box::new(|f| f.extensions.push(extension(0x1b, true, &[2, 1, 7]))),
-            ),
-            (
-                "issuing_distribution_point",
-                Box::new(|f| {
-                    f.extensions.push(extension(0x1c, true, &der::tlv(SEQUENCE, &[0x81, 1, 0xff])));
-                }),
-            ),
-            (
-                "issuing_distribution_point",
-                Box::new(|f| f.extensions.push(extension(0x1c, true, &point("https://x/1.crl")))),
-            ),
-            (
-                "freshest_crl",
-                Box::new(|f| f.extensions.push(extension(0x2e, false, &der::tlv(SEQUENCE, &[])))),
-            ),
         ];
         for (rule, spoil) in &cases {
             let mut fields = Fields::good(&authority);

@@ -148,7 +148,7 @@ fn serial_at(entries: &[u8], offset: u32) -> Option<Serial> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::pki::CertificateAuthority;
     use crate::pki::KeyType;
@@ -234,15 +234,13 @@ mod tests {
         assert!(read_signed([&der[..], &[0]].concat().into(), ca.certificate()).is_err());
     }
 
-    #[test]
-    fn a_crl_of_a_scope_of_its_own_is_told_from_a_complete_one() {
-        let ca = sample();
-        let whole = signed(&ca, &[]);
+    /// A delta CRL, DER: with a critical deltaCRLIndicator (RFC 5280 section 5.2.4), base CRL number 1.
+    pub(crate) fn delta(ca: &CertificateAuthority) -> Vec<u8> {
+        let whole = signed(ca, &[]);
         let [tbs, ..] = der::parts::<3>(&whole, SEQUENCE).unwrap();
         let fields: Vec<&[u8]> = der::Values(der::read(tbs, SEQUENCE).unwrap()).collect();
         let (extensions, before) = fields.split_last().unwrap();
         let list = der::read(der::read(extensions, 0xa0).unwrap(), SEQUENCE).unwrap();
-        // deltaCRLIndicator (RFC 5280 section 5.2.4): critical, base CRL number 1.
         let delta = [
             &der::tlv(der::OID, &[0x55, 0x1d, 0x1b])[..],
             &[1, 1, 0xff],
@@ -251,9 +249,14 @@ mod tests {
         let list = [list, &der::tlv(SEQUENCE, &delta.concat())].concat();
         let extensions = der::tlv(0xa0, &der::tlv(SEQUENCE, &list));
         let body = [&before.concat()[..], &extensions].concat();
-        let der = crate::pki::encode::signed(der::tlv(SEQUENCE, &body), ca.signer()).unwrap();
-        assert!(read_signed(whole, ca.certificate()).unwrap().is_complete);
-        assert!(!read_signed(der.into(), ca.certificate()).unwrap().is_complete);
+        crate::pki::encode::signed(der::tlv(SEQUENCE, &body), ca.signer()).unwrap()
+    }
+
+    #[test]
+    fn a_crl_of_a_scope_of_its_own_is_told_from_a_complete_one() {
+        let ca = sample();
+        assert!(read_signed(signed(&ca, &[]), ca.certificate()).unwrap().is_complete);
+        assert!(!read_signed(delta(&ca).into(), ca.certificate()).unwrap().is_complete);
     }
 
     #[test]
