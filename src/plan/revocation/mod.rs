@@ -2,6 +2,7 @@
 
 mod find;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -206,8 +207,13 @@ fn published(
     before: CertificateRevocationStatus,
 ) -> CertificateRevocationStatus {
     let pending = found.iter().filter(|found| found.is_pending()).count();
-    // `Published` says that the CRL held them once; it does not fall back when entries expire.
-    let was_published = condition::is_true(&before.conditions, PUBLISHED) && !is_new;
+    // `Published` says that the CRL held them once; it does not fall back when entries expire. Another
+    // leader may have said it of fewer.
+    let known = world.revocation.status.iter().flat_map(|status| &status.certificates);
+    let known: HashSet<&str> = known.map(|known| known.serial_number.as_str()).collect();
+    let named = found.iter().rev().take(NAMED_IN_STATUS);
+    let is_same = named.map(|found| found.issued.serial.to_string()).all(|s| known.contains(&*s));
+    let was_published = condition::is_true(&before.conditions, PUBLISHED) && !is_new && is_same;
     let published = if pending == 0 || was_published {
         let message = "every certificate stands in the published CRL";
         Wanted::yes(PUBLISHED, Reason::Published.as_str(), message)
