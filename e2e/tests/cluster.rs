@@ -632,7 +632,10 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
     for (verb, resource, group) in [
         ("delete", "secrets", ""),
         ("deletecollection", "secrets", ""),
-        ("get", "configmaps", ""),
+        // It may `get` the one that a canary's `serverCA` names.
+        ("list", "configmaps", ""),
+        ("watch", "configmaps", ""),
+        ("update", "configmaps", ""),
         ("get", "pods", ""),
         ("create", "pods", ""),
         ("update", "clientidentities", "countersign.dev"),
