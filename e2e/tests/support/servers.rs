@@ -364,7 +364,7 @@ pub fn write_files(secret: &Secret, keys: &[&str], folder: &Path) {
     }
 }
 
-/// What a client was told: the HTTP status, 0 when the handshake failed, and the body.
+/// What a client was told: the HTTP status and the body; when the handshake failed, 0 and curl's words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -381,7 +381,7 @@ pub fn curl(port: u16, identity: Option<&Path>) -> Answer {
 /// Asks a host behind the cluster's ingress, whose certificate is verified by `ca`.
 pub fn curl_with(host: &str, ca: &Path, identity: Option<&Path>, header: Option<&str>) -> Answer {
     let address = std::env::var("INGRESS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:30443".to_owned());
-    curl_at(&address, host, ca, identity, header.as_slice())
+    curl_at(&address, host, ca, identity, header.map(str::to_owned).as_slice())
 }
 
 /// Asks a host at an address, `IP:PORT`.
@@ -390,7 +390,7 @@ pub fn curl_at(
     host: &str,
     ca: &Path,
     identity: Option<&Path>,
-    headers: &[&str],
+    headers: &[String],
 ) -> Answer {
     let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
     let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("https://{host}:{port}/"));
@@ -411,12 +411,16 @@ pub fn curl_pkcs12(port: u16, file: &Path, password: &str) -> Answer {
 
 fn ask(arguments: &[&str], identity: Option<&Path>) -> Answer {
     let mut command = Command::new(program("curl"));
-    command.args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}"]).args(arguments);
+    command
+        .args(["--silent", "--show-error", "--max-time", "10", "--write-out", "\n%{http_code}"])
+        .args(arguments);
     if let Some(folder) = identity {
         command.arg("--cert").arg(folder.join("tls.crt")).arg("--key").arg(folder.join("tls.key"));
     }
     let output = command.output().expect("curl runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').expect("a status");
-    Answer { status: status.parse().expect("a number"), body: body.to_owned() }
+    let status = status.parse().expect("a number");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Answer { status, body: if status == 0 { errors.into_owned() } else { body.to_owned() } }
 }
