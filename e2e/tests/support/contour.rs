@@ -4,13 +4,15 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kube::Client;
+use kube::api::{DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client};
 use serde_json::json;
 
 use super::control_plane::{ControlPlane, free_ports};
 use super::data_plane::{DataPlane, HOST, Refusal, end, told};
 use super::servers::Answer;
-use super::{openssl, program, run};
+use super::{eventually, openssl, program, run};
 
 pub struct Contour {
     // The order counts: Envoy ends before what it asks.
@@ -54,7 +56,7 @@ impl DataPlane for Contour {
     const UNKNOWN: Refusal = Refusal::alert("alert unknown ca");
     const REVOKED: Refusal = Refusal::alert("alert certificate revoked");
 
-    async fn start(plane: &ControlPlane, _: &Client) -> Self {
+    async fn start(plane: &ControlPlane, client: &Client) -> Self {
         let built = std::env::var_os("COUNTERSIGN_CONTOUR").map(PathBuf::from).expect(
             "COUNTERSIGN_CONTOUR names no folder with Contour; run `make test`, or \
              COUNTERSIGN_CONTOUR=$(e2e/kind/cluster contour) PATH=$(e2e/kind/cluster envoy):$PATH cargo test --test dataplanes",
@@ -63,8 +65,13 @@ impl DataPlane for Contour {
         let option = format!("--kubeconfig={}", kubeconfig.display());
         let crds = built.join("crds.yaml").display().to_string();
         kubectl(&[&option, "apply", "--server-side", "-f", &crds], "");
-        let crd = "crd/httpproxies.projectcontour.io";
-        kubectl(&[&option, "wait", "--for=condition=Established", crd], "");
+        let [group, version, kind, _] = Self::ROUTE;
+        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        let proxies: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+        eventually("HTTPProxy is served", || async {
+            proxies.list(&ListParams::default()).await.ok().map(|_| ())
+        })
+        .await;
 
         let folder = plane.folder().join("contour");
         fs::create_dir(&folder).expect("a folder");
