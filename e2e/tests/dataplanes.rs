@@ -19,18 +19,28 @@ use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use countersign::pki::inspect::certificates;
+use countersign::pki::issue::{IssueRequest, issue};
+use countersign::pki::key::Encoding;
+use countersign::pki::name::{Attribute, Name};
+use countersign::pki::profile::{Profile, Usage};
+use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, certificate_pem};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::{Api, Client, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use support::control_plane::{ControlPlane, free_ports};
 use support::operator::{NAMESPACE, Operator};
-use support::servers::{Answer, curl_at, write_files, write_server_certificate_for};
+use support::pki::hours;
+use support::servers::{Answer, curl_at, curl_plain, write_files, write_server_certificate_for};
 use support::{condition, create, delete, eventually, namespace, patch, program, wait_for};
 
 const HOST: &str = "shop.example.com";
+/// A host beside it that asks nobody for a certificate.
+const OPEN_HOST: &str = "open.example.com";
+
+const FAST: &str = "rotation: {preparation: 1s, activationTimeout: 1h, reissueWithin: 0s, compromiseGracePeriod: 1s}";
 
 /// How soon a revoked client has to be refused.
 const IN_FORCE: Duration = Duration::from_secs(30);
@@ -39,6 +49,7 @@ const IN_FORCE: Duration = Duration::from_secs(30);
 struct HaproxyIngress {
     controller: Child,
     https: String,
+    http: String,
 }
 
 impl HaproxyIngress {
@@ -88,7 +99,8 @@ impl HaproxyIngress {
             .stderr(log)
             .spawn()
             .expect("HAProxy Ingress starts");
-        Self { controller, https: format!("127.0.0.1:{https}") }
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        Self { controller, https: at(https), http: at(http) }
     }
 
     fn log_file(plane: &ControlPlane) -> PathBuf {
@@ -164,7 +176,7 @@ fn answer(mut stream: TcpStream) {
 struct Scene {
     // The order counts: what uses the API server ends before it.
     ingress: HaproxyIngress,
-    _operator: Operator,
+    operator: Option<Operator>,
     plane: ControlPlane,
     client: Client,
     namespace: String,
@@ -177,17 +189,17 @@ impl Scene {
         let client = plane.client().await;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
-        let operator = Operator::start(&plane);
+        let operator = Some(Operator::start(&plane));
         let namespace = namespace(&client, "shop").await;
         let ingress = HaproxyIngress::start(&plane, &client).await;
-        let scene = Self { ingress, _operator: operator, plane, client, namespace };
+        let scene = Self { ingress, operator, plane, client, namespace };
         scene.open_shop().await;
         scene
     }
 
     async fn open_shop(&self) {
         let shop = serve_shop();
-        write_server_certificate_for(self.plane.folder(), HOST);
+        write_server_certificate_for(self.plane.folder(), "*.example.com");
         let pem = fs::read_to_string(self.path("server.pem")).expect("written");
         let (certificate, key) =
             pem.split_at(pem.find("-----BEGIN PRIVATE KEY-----").expect("a key"));
@@ -208,13 +220,22 @@ impl Scene {
         let class =
             "{metadata: {name: haproxy}, spec: {controller: haproxy-ingress.github.io/controller}}";
         create::<IngressClass>(&Api::all(self.client.clone()), class).await;
-        let backend = "{service: {name: shop, port: {name: http}}}";
-        let ingress = format!(
-            "{{metadata: {{name: shop, annotations: {{example.com/team: shop}}}}, spec: {{ingressClassName: haproxy, \
-             tls: [{{hosts: [{HOST}], secretName: shop-server-tls}}], \
-             rules: [{{host: {HOST}, http: {{paths: [{{path: /, pathType: Prefix, backend: {backend}}}]}}}}]}}}}"
-        );
-        create(&self.api::<Ingress>(), &ingress).await;
+        self.route("shop", HOST, json!({"example.com/team": "shop"})).await;
+    }
+
+    /// An Ingress of HAProxy's class that leads a host to the shop.
+    async fn route(&self, name: &str, host: &str, annotations: Value) {
+        let backend = json!({"service": {"name": "shop", "port": {"name": "http"}}});
+        let path = json!({"path": "/", "pathType": "Prefix", "backend": backend});
+        let ingress = json!({
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {
+                "ingressClassName": "haproxy",
+                "tls": [{"hosts": [host], "secretName": "shop-server-tls"}],
+                "rules": [{"host": host, "http": {"paths": [path]}}],
+            },
+        });
+        create(&self.api::<Ingress>(), &ingress.to_string()).await;
     }
 
     fn api<K>(&self) -> Api<K>
@@ -228,12 +249,40 @@ impl Scene {
         self.plane.folder().join(name)
     }
 
+    fn authorities(&self) -> Api<ClientAuthority> {
+        Api::all(self.client.clone())
+    }
+
     async fn authority(&self, name: &str) {
-        let authorities: Api<ClientAuthority> = Api::all(self.client.clone());
-        let yaml =
-            format!("{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: {name}}}}}}}");
-        create(&authorities, &yaml).await;
-        wait_for(&authorities, name, READY, "True", "Ready").await;
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: {name}}}, {FAST}}}}}"
+        );
+        create(&self.authorities(), &yaml).await;
+        wait_for(&self.authorities(), name, READY, "True", "Ready").await;
+    }
+
+    /// A `ClientTrust` in the clients of the staff, before the shop.
+    async fn trust(&self) -> ClientTrust {
+        let trusts = self.api::<ClientTrust>();
+        let trust = json!({
+            "metadata": {"name": "clients"},
+            "spec": {
+                "authorities": [{"name": "staff"}],
+                "targetRefs": [{"group": "networking.k8s.io", "kind": "Ingress", "name": "shop"}],
+                "mode": "Required",
+            },
+        });
+        create(&trusts, &trust.to_string()).await;
+        wait_for(&trusts, "clients", READY, "True", "Programmed").await
+    }
+
+    /// Waits until the trust tells why it does not hold; and the revocations, too.
+    async fn not_ready(&self, reason: &str) {
+        wait_for(&self.api::<ClientTrust>(), "clients", READY, "False", reason).await;
+    }
+
+    async fn ready(&self) {
+        wait_for(&self.api::<ClientTrust>(), "clients", READY, "True", "Programmed").await;
     }
 
     async fn identity(&self, name: &str, authority: &str) {
@@ -250,6 +299,32 @@ impl Scene {
         let secret = self.api::<Secret>().get(&format!("{name}-tls")).await.expect("a Secret");
         fs::create_dir_all(self.path(name)).expect("a folder");
         write_files(&secret, &["tls.crt", "tls.key"], &self.path(name));
+    }
+
+    /// A client certificate of the staff's CA that has expired.
+    async fn write_expired(&self, name: &str) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let secret = secrets.get("ca-staff-1").await.expect("the CA's Secret");
+        let text = |key: &str| String::from_utf8(data(&secret, key).to_vec()).expect("PEM");
+        let authority = CertificateAuthority::from_pem(&text("tls.crt"), &text("tls.key"));
+        let key = PrivateKey::generate(KeyType::EcdsaP256);
+        let request = IssueRequest {
+            profile: &Profile {
+                subject: Name(vec![(Attribute::CommonName, name.to_owned())]),
+                alternative_names: vec![],
+                usages: vec![Usage::ClientAuth],
+            },
+            public_key_der: &key.public_key_der(),
+            serial: Serial::random(),
+            not_before: hours(-2),
+            not_after: hours(-1),
+            crl_url: None,
+        };
+        let leaf = issue(&authority.expect("a CA"), &request).expect("a certificate").der;
+        fs::create_dir_all(self.path(name)).expect("a folder");
+        fs::write(self.path(name).join("tls.crt"), certificate_pem(&leaf)).expect("written");
+        let key = key.to_pem(Encoding::Pkcs8);
+        fs::write(self.path(name).join("tls.key"), &*key).expect("written");
     }
 
     fn ask(&self, identity: Option<&str>, headers: &[&str]) -> Answer {
@@ -273,9 +348,17 @@ impl Scene {
         }
     }
 
+    fn plain(&self, host: &str) -> u16 {
+        curl_plain(&self.ingress.http, host).status
+    }
+
     async fn ingress_now(&self) -> Ingress {
         self.api::<Ingress>().get("shop").await.expect("the Ingress")
     }
+}
+
+fn data<'a>(secret: &'a Secret, key: &str) -> &'a [u8] {
+    &secret.data.as_ref().expect("data")[key].0
 }
 
 /// The headers of this name that the shop got.
@@ -308,16 +391,7 @@ async fn haproxy_ingress_lets_in_whom_the_trust_names_and_nobody_who_is_revoked(
     let before = scene.ingress_now().await;
 
     let trusts = scene.api::<ClientTrust>();
-    let trust = json!({
-        "metadata": {"name": "clients"},
-        "spec": {
-            "authorities": [{"name": "staff"}],
-            "targetRefs": [{"group": "networking.k8s.io", "kind": "Ingress", "name": "shop"}],
-            "mode": "Required",
-        },
-    });
-    create(&trusts, &trust.to_string()).await;
-    let trust = wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    let trust = scene.trust().await;
     let conditions = &trust.status.expect("a status").targets[0].conditions;
     for (type_, reason) in
         [(ACCEPTED, "Programmed"), (PROGRAMMED, "Programmed"), (REVOCATION_ENFORCED, "ByCRL")]
@@ -326,10 +400,13 @@ async fn haproxy_ingress_lets_in_whom_the_trust_names_and_nobody_who_is_revoked(
         assert_eq!((found.status.as_str(), found.reason.as_str()), ("True", reason), "{type_}");
     }
 
-    // No certificate, a valid one, one of another CA.
+    // No certificate, a valid one, one of another CA, an expired one.
     scene.until("no certificate is refused", None, 496).await;
     scene.until("a valid certificate is let in", Some("good"), 200).await;
     scene.until("a certificate of another CA is refused", Some("stranger"), 495).await;
+
+    scene.write_expired("late").await;
+    scene.until("an expired certificate is refused", Some("late"), 495).await;
 
     // The backend is told who it is, whatever the client says.
     let certificate = in_header(&scene.path("lost"));
@@ -381,4 +458,114 @@ async fn haproxy_ingress_lets_in_whom_the_trust_names_and_nobody_who_is_revoked(
     .await;
     scene.until("the shop is open again", None, 200).await;
     scene.until("and asks for no certificate", Some("lost"), 200).await;
+}
+
+#[tokio::test]
+async fn haproxy_ingress_follows_a_rotation_of_the_ca() {
+    let scene = Scene::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.trust().await;
+    scene.until("no certificate is refused", None, 496).await;
+    scene.until("a valid certificate is let in", Some("good"), 200).await;
+    fs::rename(scene.path("good"), scene.path("old")).expect("renamed");
+
+    let now = jiff::Timestamp::now().to_string();
+    let rotate = json!({"metadata": {"annotations": {"countersign.dev/rotate-requested-at": now}}});
+    patch(&scene.authorities(), "staff", rotate).await;
+    let secret = eventually("another CA issues", || async {
+        assert_eq!(scene.ask(Some("old"), &[]).status, 200, "no request fails on the way");
+        let secret = scene.api::<Secret>().get("good-tls").await.expect("a Secret");
+        (secret.annotations()["countersign.dev/generation"] == "2").then_some(secret)
+    })
+    .await;
+    assert_eq!(certificates(data(&secret, "ca.crt")).expect("a bundle").len(), 2);
+    scene.fetch("good").await;
+    scene.until("the old certificate is good in the overlap", Some("old"), 200).await;
+    scene.until("the new one, too", Some("good"), 200).await;
+
+    let compromised = json!({"spec": {"compromisedGenerations": [1]}});
+    patch(&scene.authorities(), "staff", compromised).await;
+    scene.until("the certificate of the CA before is refused", Some("old"), 495).await;
+    scene.until("the new one is let in", Some("good"), 200).await;
+}
+
+#[tokio::test]
+async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
+    let mut scene = Scene::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.route("open", OPEN_HOST, json!({})).await;
+    let trusts = scene.api::<ClientTrust>();
+    let ingresses = scene.api::<Ingress>();
+    assert_eq!(scene.plain(HOST), 302, "the plain port redirects");
+    scene.trust().await;
+    scene.until("no certificate is refused", None, 496).await;
+    scene.until("a valid certificate is let in", Some("good"), 200).await;
+
+    // Neither the plain port nor a connection of another name leads past.
+    assert_eq!(scene.plain(HOST), 302);
+    let ca = scene.path("server.pem");
+    assert_eq!(curl_at(&scene.ingress.https, OPEN_HOST, &ca, None, &[]).status, 200);
+    let fronted = format!("Host: {HOST}");
+    assert_eq!(curl_at(&scene.ingress.https, OPEN_HOST, &ca, None, &[&fronted]).status, 421);
+
+    // The trust's Secret is deleted: put back, and while nobody does that the shop is closed.
+    let secrets = scene.api::<Secret>();
+    let uid = secrets.get("countersign-clients").await.expect("it").metadata.uid;
+    delete(&secrets, "countersign-clients").await;
+    eventually("the Secret is put back", || async {
+        assert_eq!(scene.ask(None, &[]).status, 496, "meanwhile");
+        let now = secrets.get_opt("countersign-clients").await.expect("an answer")?;
+        (now.metadata.uid != uid).then_some(())
+    })
+    .await;
+    scene.until("a valid certificate is let in", Some("good"), 200).await;
+    scene.operator.take().expect("an operator").kill();
+    delete(&secrets, "countersign-clients").await;
+    scene.until("without the Secret everybody is refused", Some("good"), 495).await;
+    assert_eq!(scene.ask(None, &[]).status, 496);
+    scene.operator = Some(Operator::start(&scene.plane));
+    scene.until("a valid certificate is let in again", Some("good"), 200).await;
+
+    // A stranger takes an annotation away, which is restored, and then sets it, which is told.
+    let verify = |value: Value| {
+        let key = "haproxy-ingress.github.io/auth-tls-verify-client";
+        json!({"metadata": {"annotations": {key: value}}})
+    };
+    patch(&ingresses, "shop", verify(Value::Null)).await;
+    eventually("the annotation is restored", || async {
+        let now = scene.ingress_now().await;
+        now.annotations().get("haproxy-ingress.github.io/auth-tls-verify-client").cloned()
+    })
+    .await;
+    patch(&ingresses, "shop", verify(json!("off"))).await;
+    scene.not_ready("Conflict").await;
+    scene.until("the stranger has opened the shop", None, 200).await;
+    patch(&ingresses, "shop", verify(Value::Null)).await;
+    scene.ready().await;
+    scene.until("it is closed again", None, 496).await;
+
+    // Another Ingress of the host that says otherwise.
+    scene.route("other", HOST, verify(json!("off"))["metadata"]["annotations"].clone()).await;
+    scene.not_ready("Conflict").await;
+    assert_eq!(scene.ask(None, &[]).status, 496, "the older Ingress counts");
+    delete(&ingresses, "other").await;
+    scene.ready().await;
+
+    // Without TLS it is open on the plain port.
+    let tls = scene.ingress_now().await.spec.expect("a spec").tls;
+    patch(&ingresses, "shop", json!({"spec": {"tls": null}})).await;
+    scene.not_ready("PlainHTTP").await;
+    eventually("the plain port is open", || async { (scene.plain(HOST) == 200).then_some(()) })
+        .await;
+    patch(&ingresses, "shop", json!({"spec": {"tls": tls}})).await;
+    scene.ready().await;
+    eventually("the plain port redirects again", || async {
+        (scene.plain(HOST) == 302).then_some(())
+    })
+    .await;
+    scene.until("no certificate is refused", None, 496).await;
+    delete(&trusts, "clients").await;
+    scene.until("the shop is open again", None, 200).await;
 }

@@ -402,7 +402,14 @@ pub fn curl_at(
     ask(&arguments, identity)
 }
 
-/// The same with a PKCS #12 file in place of PEM.
+/// Asks a host at an address, `IP:PORT`, over plain HTTP.
+pub fn curl_plain(address: &str, host: &str) -> Answer {
+    let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
+    let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("http://{host}:{port}/"));
+    ask(&["--resolve", &resolve, &url], None)
+}
+
+/// Asks a server on this machine with a PKCS #12 file in place of PEM.
 pub fn curl_pkcs12(port: u16, file: &Path, password: &str) -> Answer {
     let (file, url) =
         (format!("{}:{password}", file.display()), format!("https://127.0.0.1:{port}/"));
