@@ -39,6 +39,8 @@ use support::{condition, create, delete, eventually, namespace, patch, program, 
 const HOST: &str = "shop.example.com";
 /// A host beside it that asks nobody for a certificate.
 const OPEN_HOST: &str = "open.example.com";
+/// A host of an Ingress that has the shop's, too.
+const OTHER_HOST: &str = "other.example.com";
 
 const FAST: &str = "rotation: {preparation: 1s, activationTimeout: 1h, reissueWithin: 0s, compromiseGracePeriod: 1s}";
 
@@ -220,19 +222,21 @@ impl Scene {
         let class =
             "{metadata: {name: haproxy}, spec: {controller: haproxy-ingress.github.io/controller}}";
         create::<IngressClass>(&Api::all(self.client.clone()), class).await;
-        self.route("shop", HOST, json!({"example.com/team": "shop"})).await;
+        self.route("shop", &[HOST], json!({"example.com/team": "shop"})).await;
     }
 
-    /// An Ingress of HAProxy's class that leads a host to the shop.
-    async fn route(&self, name: &str, host: &str, annotations: Value) {
+    /// An Ingress of HAProxy's class that leads hosts to the shop.
+    async fn route(&self, name: &str, hosts: &[&str], annotations: Value) {
         let backend = json!({"service": {"name": "shop", "port": {"name": "http"}}});
         let path = json!({"path": "/", "pathType": "Prefix", "backend": backend});
+        let rule = |host: &&str| json!({"host": host, "http": {"paths": [path]}});
+        let rules: Vec<Value> = hosts.iter().map(rule).collect();
         let ingress = json!({
             "metadata": {"name": name, "annotations": annotations},
             "spec": {
                 "ingressClassName": "haproxy",
-                "tls": [{"hosts": [host], "secretName": "shop-server-tls"}],
-                "rules": [{"host": host, "http": {"paths": [path]}}],
+                "tls": [{"hosts": hosts, "secretName": "shop-server-tls"}],
+                "rules": rules,
             },
         });
         create(&self.api::<Ingress>(), &ingress.to_string()).await;
@@ -276,7 +280,7 @@ impl Scene {
         wait_for(&trusts, "clients", READY, "True", "Programmed").await
     }
 
-    /// Waits until the trust tells why it does not hold; and the revocations, too.
+    /// Waits until the trust tells why it does not hold.
     async fn not_ready(&self, reason: &str) {
         wait_for(&self.api::<ClientTrust>(), "clients", READY, "False", reason).await;
     }
@@ -328,9 +332,15 @@ impl Scene {
     }
 
     fn ask(&self, identity: Option<&str>, headers: &[&str]) -> Answer {
+        self.ask_at(HOST, identity, headers)
+    }
+
+    /// Asks another host than the shop's.
+    fn ask_at(&self, host: &str, identity: Option<&str>, headers: &[&str]) -> Answer {
         let folder = identity.map(|name| self.path(name));
+        // A host that is not known is answered with a certificate that nobody can verify.
         let ca = self.path("server.pem");
-        curl_at(&self.ingress.https, HOST, &ca, folder.as_deref(), headers)
+        curl_at(&self.ingress.https, host, &ca, folder.as_deref(), headers)
     }
 
     /// Waits until a client is answered so.
@@ -495,7 +505,7 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     let mut scene = Scene::new().await;
     scene.authority("staff").await;
     scene.identity("good", "staff").await;
-    scene.route("open", OPEN_HOST, json!({})).await;
+    scene.route("open", &[OPEN_HOST], json!({})).await;
     let trusts = scene.api::<ClientTrust>();
     let ingresses = scene.api::<Ingress>();
     assert_eq!(scene.plain(HOST), 302, "the plain port redirects");
@@ -505,10 +515,9 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
 
     // Neither the plain port nor a connection of another name leads past.
     assert_eq!(scene.plain(HOST), 302);
-    let ca = scene.path("server.pem");
-    assert_eq!(curl_at(&scene.ingress.https, OPEN_HOST, &ca, None, &[]).status, 200);
+    assert_eq!(scene.ask_at(OPEN_HOST, None, &[]).status, 200);
     let fronted = format!("Host: {HOST}");
-    assert_eq!(curl_at(&scene.ingress.https, OPEN_HOST, &ca, None, &[&fronted]).status, 421);
+    assert_eq!(scene.ask_at(OPEN_HOST, None, &[&fronted]).status, 421);
 
     // The trust's Secret is deleted: put back, and while nobody does that the shop is closed.
     let secrets = scene.api::<Secret>();
@@ -546,12 +555,16 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     scene.ready().await;
     scene.until("it is closed again", None, 496).await;
 
-    // Another Ingress of the host that says otherwise.
-    scene.route("other", HOST, verify(json!("off"))["metadata"]["annotations"].clone()).await;
+    // Another Ingress of the host that says otherwise. By its other host one sees that it is in force.
+    let annotations = verify(json!("off"))["metadata"]["annotations"].clone();
+    scene.route("other", &[HOST, OTHER_HOST], annotations).await;
     scene.not_ready("Conflict").await;
+    let other = |status| (scene.ask_at(OTHER_HOST, None, &[]).status == status).then_some(());
+    eventually("the other Ingress is in force", || async { other(200) }).await;
     assert_eq!(scene.ask(None, &[]).status, 496, "the older Ingress counts");
     delete(&ingresses, "other").await;
     scene.ready().await;
+    eventually("the other Ingress is gone", || async { other(0) }).await;
 
     // Without TLS it is open on the plain port.
     let tls = scene.ingress_now().await.spec.expect("a spec").tls;
