@@ -11,19 +11,33 @@ use std::time::{Duration, Instant};
 
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use countersign::pki::inspect::certificates;
+use countersign::pki::issue::{IssueRequest, issue};
+use countersign::pki::key::Encoding;
+use countersign::pki::name::{Attribute, Name};
+use countersign::pki::profile::{Profile, Usage};
+use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, certificate_pem};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::DynamicObject;
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use support::contour::Contour;
 use support::control_plane::ControlPlane;
-use support::data_plane::{DataPlane, HOST, Refusal, open_shop};
+use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource};
 use support::haproxy_ingress::HaproxyIngress;
 use support::operator::{NAMESPACE, Operator};
-use support::servers::{Answer, curl_at, write_files};
+use support::pki::hours;
+use support::servers::{Answer, curl_at, curl_plain, write_files};
 use support::{condition, create, delete, eventually, namespace, patch, wait_for};
+
+/// A host beside it that asks nobody for a certificate.
+const OPEN_HOST: &str = "open.example.com";
+/// A host of an Ingress that has the shop's, too.
+const OTHER_HOST: &str = "other.example.com";
+
+const FAST: &str = "rotation: {preparation: 1s, activationTimeout: 1h, reissueWithin: 0s, compromiseGracePeriod: 1s}";
 
 /// How soon a revoked client has to be refused.
 const IN_FORCE: Duration = Duration::from_secs(30);
@@ -34,7 +48,7 @@ const OPEN: Refusal = Refusal::status(200);
 struct Scene<P> {
     // The order counts: what uses the API server ends before it.
     data_plane: P,
-    _operator: Operator,
+    operator: Option<Operator>,
     plane: ControlPlane,
     client: Client,
     namespace: String,
@@ -48,12 +62,12 @@ impl<P: DataPlane> Scene<P> {
         let client = plane.client().await;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
-        let operator = Operator::start(&plane);
+        let operator = Some(Operator::start(&plane));
         let namespace = namespace(&client, "shop").await;
         let data_plane = P::start(&plane, &client).await;
         open_shop(&plane, &client, &namespace).await;
-        data_plane.route(&client, &namespace).await;
-        Self { data_plane, _operator: operator, plane, client, namespace }
+        data_plane.route(&client, &namespace, "shop", HOST).await;
+        Self { data_plane, operator, plane, client, namespace }
     }
 
     fn api<K>(&self) -> Api<K>
@@ -67,12 +81,41 @@ impl<P: DataPlane> Scene<P> {
         self.plane.folder().join(name)
     }
 
+    fn authorities(&self) -> Api<ClientAuthority> {
+        Api::all(self.client.clone())
+    }
+
     async fn authority(&self, name: &str) {
-        let authorities: Api<ClientAuthority> = Api::all(self.client.clone());
-        let yaml =
-            format!("{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: {name}}}}}}}");
-        create(&authorities, &yaml).await;
-        wait_for(&authorities, name, READY, "True", "Ready").await;
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: {name}}}, {FAST}}}}}"
+        );
+        create(&self.authorities(), &yaml).await;
+        wait_for(&self.authorities(), name, READY, "True", "Ready").await;
+    }
+
+    /// A `ClientTrust` in the clients of the staff, before the shop.
+    async fn trust(&self) -> ClientTrust {
+        let trusts = self.api::<ClientTrust>();
+        let [group, _, kind] = P::ROUTE;
+        let trust = json!({
+            "metadata": {"name": "clients"},
+            "spec": {
+                "authorities": [{"name": "staff"}],
+                "targetRefs": [{"group": group, "kind": kind, "name": "shop"}],
+                "mode": "Required",
+            },
+        });
+        create(&trusts, &trust.to_string()).await;
+        wait_for(&trusts, "clients", READY, "True", "Programmed").await
+    }
+
+    /// Waits until the trust tells why it does not hold.
+    async fn not_ready(&self, reason: &str) {
+        wait_for(&self.api::<ClientTrust>(), "clients", READY, "False", reason).await;
+    }
+
+    async fn ready(&self) {
+        wait_for(&self.api::<ClientTrust>(), "clients", READY, "True", "Programmed").await;
     }
 
     async fn identity(&self, name: &str, authority: &str) {
@@ -91,10 +134,42 @@ impl<P: DataPlane> Scene<P> {
         write_files(&secret, &["tls.crt", "tls.key"], &self.path(name));
     }
 
-    fn ask(&self, identity: Option<&str>, headers: &[String]) -> Answer {
+    /// A client certificate of the staff's CA that has expired.
+    async fn write_expired(&self, name: &str) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let secret = secrets.get("ca-staff-1").await.expect("the CA's Secret");
+        let text = |key: &str| String::from_utf8(data(&secret, key).to_vec()).expect("PEM");
+        let authority = CertificateAuthority::from_pem(&text("tls.crt"), &text("tls.key"));
+        let key = PrivateKey::generate(KeyType::EcdsaP256);
+        let request = IssueRequest {
+            profile: &Profile {
+                subject: Name(vec![(Attribute::CommonName, name.to_owned())]),
+                alternative_names: vec![],
+                usages: vec![Usage::ClientAuth],
+            },
+            public_key_der: &key.public_key_der(),
+            serial: Serial::random(),
+            not_before: hours(-2),
+            not_after: hours(-1),
+            crl_url: None,
+        };
+        let leaf = issue(&authority.expect("a CA"), &request).expect("a certificate").der;
+        fs::create_dir_all(self.path(name)).expect("a folder");
+        fs::write(self.path(name).join("tls.crt"), certificate_pem(&leaf)).expect("written");
+        let key = key.to_pem(Encoding::Pkcs8);
+        fs::write(self.path(name).join("tls.key"), &*key).expect("written");
+    }
+
+    fn ask(&self, identity: Option<&str>, headers: &[&str]) -> Answer {
+        self.ask_at(HOST, identity, headers)
+    }
+
+    /// Asks another host than the shop's.
+    fn ask_at(&self, host: &str, identity: Option<&str>, headers: &[&str]) -> Answer {
         let folder = identity.map(|name| self.path(name));
+        // A host that is not known is answered with a certificate that nobody can verify.
         let ca = self.path("server.pem");
-        curl_at(self.data_plane.https(), HOST, &ca, folder.as_deref(), headers)
+        curl_at(self.data_plane.https(), host, &ca, folder.as_deref(), headers)
     }
 
     /// Waits until a client is answered so.
@@ -124,27 +199,21 @@ impl<P: DataPlane> Scene<P> {
         panic!("{what}: no {expected:?} in ten attempts");
     }
 
-    async fn route(&self) -> DynamicObject {
-        let [group, version, kind, _] = P::ROUTE;
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
-        api.get("shop").await.expect("the route")
+    fn routes(&self) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &resource::<P>())
     }
 
-    /// A ClientTrust in the staff before the shop.
-    async fn trust(&self) {
-        let [group, _, kind, _] = P::ROUTE;
-        let trust = json!({
-            "metadata": {"name": "clients"},
-            "spec": {
-                "authorities": [{"name": "staff"}],
-                "targetRefs": [{"group": group, "kind": kind, "name": "shop"}],
-                "mode": "Required",
-            },
-        });
-        create(&self.api::<ClientTrust>(), &trust.to_string()).await;
+    async fn route(&self) -> DynamicObject {
+        self.routes().get("shop").await.expect("the route")
     }
+
+    fn plain(&self, host: &str) -> u16 {
+        curl_plain(self.data_plane.http(), host).status
+    }
+}
+
+fn data<'a>(secret: &'a Secret, key: &str) -> &'a [u8] {
+    &secret.data.as_ref().expect("data")[key].0
 }
 
 #[tokio::test]
@@ -170,8 +239,7 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     let before = scene.route().await;
 
     let trusts = scene.api::<ClientTrust>();
-    scene.trust().await;
-    let trust = wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    let trust = scene.trust().await;
     let conditions = &trust.status.expect("a status").targets[0].conditions;
     for (type_, reason) in
         [(ACCEPTED, "Programmed"), (PROGRAMMED, "Programmed"), (REVOCATION_ENFORCED, "ByCRL")]
@@ -180,13 +248,16 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
         assert_eq!((found.status.as_str(), found.reason.as_str()), ("True", reason), "{type_}");
     }
 
-    // No certificate, a valid one, one of another CA.
+    // No certificate, a valid one, one of another CA, an expired one.
     scene.until("no certificate is refused", None, P::MISSING).await;
     scene.until("a valid certificate is let in", Some("good"), OPEN).await;
     scene.until("a certificate of another CA is refused", Some("stranger"), P::UNKNOWN).await;
+    scene.write_expired("late").await;
+    scene.until("an expired certificate is refused", Some("late"), P::EXPIRED).await;
 
     // The backend is told who it is, whatever the client says.
     let forged = P::forged(&scene.path("lost"));
+    let forged: Vec<&str> = forged.iter().map(String::as_str).collect();
     P::assert_told(&scene.ask(Some("good"), &forged), Some(&scene.path("good")));
 
     // Revoked, by a CertificateRevocation and by deleting the identity.
@@ -228,4 +299,135 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     .await;
     scene.until("the shop is open again", None, OPEN).await;
     scene.until("and asks for no certificate", Some("lost"), OPEN).await;
+}
+
+#[tokio::test]
+async fn haproxy_ingress_follows_a_rotation_of_the_ca() {
+    follows_a_rotation_of_the_ca::<HaproxyIngress>().await;
+}
+
+#[tokio::test]
+async fn contour_follows_a_rotation_of_the_ca() {
+    follows_a_rotation_of_the_ca::<Contour>().await;
+}
+
+async fn follows_a_rotation_of_the_ca<P: DataPlane>() {
+    let scene = Scene::<P>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.trust().await;
+    scene.until("no certificate is refused", None, P::MISSING).await;
+    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
+    fs::rename(scene.path("good"), scene.path("old")).expect("renamed");
+
+    let now = jiff::Timestamp::now().to_string();
+    let rotate = json!({"metadata": {"annotations": {"countersign.dev/rotate-requested-at": now}}});
+    patch(&scene.authorities(), "staff", rotate).await;
+    let secret = eventually("another CA issues", || async {
+        assert_eq!(scene.ask(Some("old"), &[]).status, 200, "no request fails on the way");
+        let secret = scene.api::<Secret>().get("good-tls").await.expect("a Secret");
+        (secret.annotations()["countersign.dev/generation"] == "2").then_some(secret)
+    })
+    .await;
+    assert_eq!(certificates(data(&secret, "ca.crt")).expect("a bundle").len(), 2);
+    scene.fetch("good").await;
+    scene.until("the old certificate is good in the overlap", Some("old"), OPEN).await;
+    scene.until("the new one, too", Some("good"), OPEN).await;
+
+    let compromised = json!({"spec": {"compromisedGenerations": [1]}});
+    patch(&scene.authorities(), "staff", compromised).await;
+    scene
+        .until(
+            "the certificate of the CA before is refused",
+            Some("old"),
+            Refusal::status(P::REVOKED.status),
+        )
+        .await;
+    scene.until("the new one is let in", Some("good"), OPEN).await;
+}
+
+#[tokio::test]
+async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
+    let mut scene = Scene::<HaproxyIngress>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.data_plane.route(&scene.client, &scene.namespace, "open", OPEN_HOST).await;
+    let trusts = scene.api::<ClientTrust>();
+    let ingresses = scene.api::<Ingress>();
+    assert_eq!(scene.plain(HOST), 302, "the plain port redirects");
+    scene.trust().await;
+    scene.until("no certificate is refused", None, HaproxyIngress::MISSING).await;
+    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
+
+    // Neither the plain port nor a connection of another name leads past.
+    assert_eq!(scene.plain(HOST), 302);
+    assert_eq!(scene.ask_at(OPEN_HOST, None, &[]).status, 200);
+    let fronted = format!("Host: {HOST}");
+    assert_eq!(scene.ask_at(OPEN_HOST, None, &[&fronted]).status, 421);
+
+    // The trust's Secret is deleted: put back, and while nobody does that the shop is closed.
+    let secrets = scene.api::<Secret>();
+    let uid = secrets.get("countersign-clients").await.expect("it").metadata.uid;
+    delete(&secrets, "countersign-clients").await;
+    eventually("the Secret is put back", || async {
+        assert_eq!(scene.ask(None, &[]).status, 496, "meanwhile");
+        let now = secrets.get_opt("countersign-clients").await.expect("an answer")?;
+        (now.metadata.uid != uid).then_some(())
+    })
+    .await;
+    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
+    scene.operator.take().expect("an operator").kill();
+    delete(&secrets, "countersign-clients").await;
+    scene
+        .until("without the Secret everybody is refused", Some("good"), HaproxyIngress::REVOKED)
+        .await;
+    assert_eq!(scene.ask(None, &[]).status, 496);
+    scene.operator = Some(Operator::start(&scene.plane));
+    scene.until("a valid certificate is let in again", Some("good"), OPEN).await;
+
+    // A stranger takes an annotation away, which is restored, and then sets it, which is told.
+    let verify = |value: Value| {
+        let key = "haproxy-ingress.github.io/auth-tls-verify-client";
+        json!({"metadata": {"annotations": {key: value}}})
+    };
+    patch(&ingresses, "shop", verify(Value::Null)).await;
+    eventually("the annotation is restored", || async {
+        let now = ingresses.get("shop").await.expect("the Ingress");
+        now.annotations().get("haproxy-ingress.github.io/auth-tls-verify-client").cloned()
+    })
+    .await;
+    patch(&ingresses, "shop", verify(json!("off"))).await;
+    scene.not_ready("Conflict").await;
+    scene.until("the stranger has opened the shop", None, OPEN).await;
+    patch(&ingresses, "shop", verify(Value::Null)).await;
+    scene.ready().await;
+    scene.until("it is closed again", None, HaproxyIngress::MISSING).await;
+
+    // Another Ingress of the host that says otherwise. By its other host one sees that it is in force.
+    let annotations = verify(json!("off"))["metadata"]["annotations"].clone();
+    let ingress = HaproxyIngress::ingress("other", &[HOST, OTHER_HOST], annotations);
+    create(&ingresses, &ingress.to_string()).await;
+    scene.not_ready("Conflict").await;
+    let other = |status| (scene.ask_at(OTHER_HOST, None, &[]).status == status).then_some(());
+    eventually("the other Ingress is in force", || async { other(200) }).await;
+    assert_eq!(scene.ask(None, &[]).status, 496, "the older Ingress counts");
+    delete(&ingresses, "other").await;
+    scene.ready().await;
+    eventually("the other Ingress is gone", || async { other(0) }).await;
+
+    // Without TLS it is open on the plain port.
+    let tls = ingresses.get("shop").await.expect("the Ingress").spec.expect("a spec").tls;
+    patch(&ingresses, "shop", json!({"spec": {"tls": null}})).await;
+    scene.not_ready("PlainHTTP").await;
+    eventually("the plain port is open", || async { (scene.plain(HOST) == 200).then_some(()) })
+        .await;
+    patch(&ingresses, "shop", json!({"spec": {"tls": tls}})).await;
+    scene.ready().await;
+    eventually("the plain port redirects again", || async {
+        (scene.plain(HOST) == 302).then_some(())
+    })
+    .await;
+    scene.until("no certificate is refused", None, HaproxyIngress::MISSING).await;
+    delete(&trusts, "clients").await;
+    scene.until("the shop is open again", None, OPEN).await;
 }

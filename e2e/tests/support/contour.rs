@@ -4,13 +4,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kube::api::{DynamicObject, ListParams};
-use kube::core::{ApiResource, GroupVersionKind};
+use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, HOST, Refusal, end, told};
+use super::data_plane::{DataPlane, Refusal, end, resource, told};
 use super::servers::Answer;
 use super::{eventually, openssl, program, run};
 
@@ -19,29 +18,8 @@ pub struct Contour {
     envoy: Child,
     contour: Child,
     https: String,
-    pub http: String,
+    http: String,
     logs: [PathBuf; 2],
-    kubeconfig: PathBuf,
-}
-
-impl Contour {
-    /// Creates or changes objects.
-    pub fn apply(&self, objects: &str) {
-        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
-        kubectl(&[&kubeconfig, "apply", "--server-side", "-f", "-"], objects);
-    }
-
-    /// An HTTPProxy of the shop.
-    pub fn proxy(namespace: &str, name: &str, host: &str) -> serde_json::Value {
-        json!({
-            "apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy",
-            "metadata": {"name": name, "namespace": namespace, "annotations": {"example.com/team": "shop"}},
-            "spec": {
-                "virtualhost": {"fqdn": host, "tls": {"secretName": "shop-server-tls"}},
-                "routes": [{"services": [{"name": "shop", "port": 80}]}],
-            },
-        })
-    }
 }
 
 fn kubectl(arguments: &[&str], input: &str) {
@@ -51,9 +29,10 @@ fn kubectl(arguments: &[&str], input: &str) {
 
 impl DataPlane for Contour {
     const NAME: &str = "Contour";
-    const ROUTE: [&str; 4] = ["projectcontour.io", "v1", "HTTPProxy", "httpproxies"];
+    const ROUTE: [&str; 3] = ["projectcontour.io", "v1", "HTTPProxy"];
     const MISSING: Refusal = Refusal::alert("alert certificate required");
     const UNKNOWN: Refusal = Refusal::alert("alert unknown ca");
+    const EXPIRED: Refusal = Refusal::alert("alert certificate expired");
     const REVOKED: Refusal = Refusal::alert("alert certificate revoked");
 
     async fn start(plane: &ControlPlane, client: &Client) -> Self {
@@ -65,9 +44,7 @@ impl DataPlane for Contour {
         let option = format!("--kubeconfig={}", kubeconfig.display());
         let crds = built.join("crds.yaml").display().to_string();
         kubectl(&[&option, "apply", "--server-side", "-f", &crds], "");
-        let [group, version, kind, _] = Self::ROUTE;
-        let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let proxies: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+        let proxies = Api::<DynamicObject>::all_with(client.clone(), &resource::<Self>());
         eventually("HTTPProxy is served", || async {
             proxies.list(&ListParams::default()).await.ok().map(|_| ())
         })
@@ -113,11 +90,15 @@ impl DataPlane for Contour {
             .spawn()
             .expect("Envoy starts");
         let [http, https] = [http, https].map(|port| format!("127.0.0.1:{port}"));
-        Self { envoy, contour, https, http, logs, kubeconfig }
+        Self { envoy, contour, https, http, logs }
     }
 
     fn https(&self) -> &str {
         &self.https
+    }
+
+    fn http(&self) -> &str {
+        &self.http
     }
 
     fn log(&self) -> String {
@@ -125,8 +106,18 @@ impl DataPlane for Contour {
         logs.concat()
     }
 
-    async fn route(&self, _: &Client, namespace: &str) {
-        self.apply(&Self::proxy(namespace, "shop", HOST).to_string());
+    async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
+        let proxy = json!({
+            "apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy",
+            "metadata": {"name": name, "annotations": {"example.com/team": "shop"}},
+            "spec": {
+                "virtualhost": {"fqdn": host, "tls": {"secretName": "shop-server-tls"}},
+                "routes": [{"services": [{"name": "shop", "port": 80}]}],
+            },
+        });
+        let proxy: DynamicObject = serde_json::from_value(proxy).expect("an HTTPProxy");
+        let api = Api::namespaced_with(client.clone(), namespace, &resource::<Self>());
+        api.create(&PostParams::default(), &proxy).await.expect("created");
     }
 
     fn forged(folder: &Path) -> Vec<String> {

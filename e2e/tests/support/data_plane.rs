@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -16,17 +17,18 @@ use super::control_plane::ControlPlane;
 use super::create;
 use super::servers::{Answer, write_server_certificate_for};
 
-/// The host of the shop.
+/// The host of the shop; its certificate is good for every host beside it.
 pub const HOST: &str = "shop.example.com";
 
 /// A real data plane as processes on this machine, which end when it is dropped.
 pub trait DataPlane: Sized {
     const NAME: &str;
-    /// Group, version, kind and plural of the route, which is called `shop`.
-    const ROUTE: [&str; 4];
-    /// A client without certificate, one of another CA, one that is revoked: how they are refused.
+    /// Group, version and kind of a route.
+    const ROUTE: [&str; 3];
+    /// How a client is refused that has no certificate, one of another CA, one that has expired, a revoked one.
     const MISSING: Refusal;
     const UNKNOWN: Refusal;
+    const EXPIRED: Refusal;
     const REVOKED: Refusal;
 
     /// Starts it over the whole cluster, with everything that it listens on on loopback.
@@ -35,11 +37,14 @@ pub trait DataPlane: Sized {
     /// Where it listens for HTTPS.
     fn https(&self) -> &str;
 
+    /// Where it listens for HTTP.
+    fn http(&self) -> &str;
+
     /// What it logged.
     fn log(&self) -> String;
 
-    /// Makes the route, with an annotation of somebody else.
-    async fn route(&self, client: &Client, namespace: &str);
+    /// Makes a route from a host to the shop, with an annotation of somebody else.
+    async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str);
 
     /// Headers by which a client passes itself off as the one with the certificate in this folder.
     fn forged(folder: &Path) -> Vec<String>;
@@ -47,6 +52,12 @@ pub trait DataPlane: Sized {
     /// Panics unless the shop was told of the client with the certificate in this folder, or of none, and of
     /// nobody else.
     fn assert_told(answer: &Answer, folder: Option<&Path>);
+}
+
+/// The kind of a data plane's routes.
+pub fn resource<P: DataPlane>() -> ApiResource {
+    let [group, version, kind] = P::ROUTE;
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
 }
 
 /// How a client is refused: by an HTTP status, or by an alert, with the status 0.
@@ -74,7 +85,7 @@ impl Refusal {
 /// in the folder of the control plane, and the Service `shop` with the port `http`. It tells its clients what it
 /// was asked, and serves until the test's process ends.
 pub async fn open_shop(plane: &ControlPlane, client: &Client, namespace: &str) {
-    write_server_certificate_for(plane.folder(), HOST);
+    write_server_certificate_for(plane.folder(), "*.example.com");
     let pem = std::fs::read_to_string(plane.folder().join("server.pem")).expect("written");
     let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY-----").expect("a key"));
     let secret = json!({

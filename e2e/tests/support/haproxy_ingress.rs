@@ -10,24 +10,44 @@ use countersign::pki::inspect::certificates;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, HOST, Refusal, end, signal, told};
+use super::data_plane::{DataPlane, Refusal, end, signal, told};
 use super::servers::Answer;
 use super::{create, program};
 
 pub struct HaproxyIngress {
     controller: Child,
     https: String,
+    http: String,
     log: PathBuf,
+}
+
+impl HaproxyIngress {
+    /// An Ingress of its class that leads hosts to the shop.
+    pub fn ingress(name: &str, hosts: &[&str], annotations: Value) -> Value {
+        let backend = json!({"service": {"name": "shop", "port": {"name": "http"}}});
+        let path = json!({"path": "/", "pathType": "Prefix", "backend": backend});
+        let rule = |host: &&str| json!({"host": host, "http": {"paths": [path]}});
+        let rules: Vec<Value> = hosts.iter().map(rule).collect();
+        json!({
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {
+                "ingressClassName": "haproxy",
+                "tls": [{"hosts": hosts, "secretName": "shop-server-tls"}],
+                "rules": rules,
+            },
+        })
+    }
 }
 
 impl DataPlane for HaproxyIngress {
     const NAME: &str = "HAProxy Ingress";
-    const ROUTE: [&str; 4] = ["networking.k8s.io", "v1", "Ingress", "ingresses"];
+    const ROUTE: [&str; 3] = ["networking.k8s.io", "v1", "Ingress"];
     const MISSING: Refusal = Refusal::status(496);
     const UNKNOWN: Refusal = Refusal::status(495);
+    const EXPIRED: Refusal = Refusal::status(495);
     const REVOKED: Refusal = Refusal::status(495);
 
     async fn start(plane: &ControlPlane, client: &Client) -> Self {
@@ -76,28 +96,29 @@ impl DataPlane for HaproxyIngress {
             .stderr(file)
             .spawn()
             .expect("HAProxy Ingress starts");
-        Self { controller, https: format!("127.0.0.1:{https}"), log }
+        let class =
+            "{metadata: {name: haproxy}, spec: {controller: haproxy-ingress.github.io/controller}}";
+        create::<IngressClass>(&Api::all(client.clone()), class).await;
+        let [https, http] = [https, http].map(|port| format!("127.0.0.1:{port}"));
+        Self { controller, https, http, log }
     }
 
     fn https(&self) -> &str {
         &self.https
     }
 
+    fn http(&self) -> &str {
+        &self.http
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    async fn route(&self, client: &Client, namespace: &str) {
-        let class =
-            "{metadata: {name: haproxy}, spec: {controller: haproxy-ingress.github.io/controller}}";
-        create::<IngressClass>(&Api::all(client.clone()), class).await;
-        let backend = "{service: {name: shop, port: {name: http}}}";
-        let ingress = format!(
-            "{{metadata: {{name: shop, annotations: {{example.com/team: shop}}}}, spec: {{ingressClassName: haproxy, \
-             tls: [{{hosts: [{HOST}], secretName: shop-server-tls}}], \
-             rules: [{{host: {HOST}, http: {{paths: [{{path: /, pathType: Prefix, backend: {backend}}}]}}}}]}}}}"
-        );
-        create::<Ingress>(&Api::namespaced(client.clone(), namespace), &ingress).await;
+    async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
+        let ingress = Self::ingress(name, &[host], json!({"example.com/team": "shop"}));
+        let api: Api<Ingress> = Api::namespaced(client.clone(), namespace);
+        create(&api, &ingress.to_string()).await;
     }
 
     fn forged(folder: &Path) -> Vec<String> {

@@ -381,7 +381,7 @@ pub fn curl(port: u16, identity: Option<&Path>) -> Answer {
 /// Asks a host behind the cluster's ingress, whose certificate is verified by `ca`.
 pub fn curl_with(host: &str, ca: &Path, identity: Option<&Path>, header: Option<&str>) -> Answer {
     let address = std::env::var("INGRESS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:30443".to_owned());
-    curl_at(&address, host, ca, identity, header.map(str::to_owned).as_slice())
+    curl_at(&address, host, ca, identity, header.as_slice())
 }
 
 /// Asks a host at an address, `IP:PORT`.
@@ -390,7 +390,7 @@ pub fn curl_at(
     host: &str,
     ca: &Path,
     identity: Option<&Path>,
-    headers: &[String],
+    headers: &[&str],
 ) -> Answer {
     let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
     let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("https://{host}:{port}/"));
@@ -402,7 +402,14 @@ pub fn curl_at(
     ask(&arguments, identity)
 }
 
-/// The same with a PKCS #12 file in place of PEM.
+/// Asks a host at an address, `IP:PORT`, over plain HTTP.
+pub fn curl_plain(address: &str, host: &str) -> Answer {
+    let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
+    let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("http://{host}:{port}/"));
+    ask(&["--resolve", &resolve, &url], None)
+}
+
+/// Asks a server on this machine with a PKCS #12 file in place of PEM.
 pub fn curl_pkcs12(port: u16, file: &Path, password: &str) -> Answer {
     let (file, url) =
         (format!("{}:{password}", file.display()), format!("https://127.0.0.1:{port}/"));
