@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use kube::api::{DynamicObject, PostParams};
 use kube::{Api, Client};
@@ -10,8 +11,8 @@ use serde_json::json;
 
 use super::control_plane::{ControlPlane, free_ports};
 use super::data_plane::{DataPlane, Refusal, end, resource, told};
-use super::servers::Answer;
-use super::{eventually, openssl, program, run};
+use super::servers::{Answer, curl_plain};
+use super::{PATIENCE, eventually, openssl, program, run};
 
 pub struct Contour {
     // The order counts: Envoy ends before what it asks.
@@ -60,7 +61,7 @@ impl DataPlane for Contour {
 
         let folder = plane.folder().join("contour");
         fs::create_dir(&folder).expect("a folder");
-        let [xds, http, https, metrics, health, stats, admin] = free_ports();
+        let [xds, http, https, metrics, health, debug, stats, admin] = free_ports();
         let config = folder.join("contour.yaml");
         fs::write(&config, format!("network: {{admin-port: {admin}}}\n")).expect("written");
         let logs = ["contour.log", "envoy.log"].map(|name| folder.join(name));
@@ -78,12 +79,19 @@ impl DataPlane for Contour {
             ])
             .args(["--http-address=127.0.0.1", &format!("--http-port={metrics}")])
             .args(["--health-address=127.0.0.1", &format!("--health-port={health}")])
+            .args(["--debug-http-address=127.0.0.1", &format!("--debug-http-port={debug}")])
             .args(["--stats-address=127.0.0.1", &format!("--stats-port={stats}")])
             .stdin(Stdio::null())
-            .stdout(File::create(&logs[0]).expect("a log"))
-            .stderr(File::create(folder.join("contour.err")).expect("a log"))
+            .stdout(Stdio::null())
+            .stderr(File::create(&logs[0]).expect("a log"))
             .spawn()
             .expect("Contour starts");
+        let started = Instant::now();
+        while curl_plain(&format!("127.0.0.1:{health}"), "localhost").status == 0 {
+            let log = || fs::read_to_string(&logs[0]).unwrap_or_default();
+            assert!(started.elapsed() < PATIENCE, "Contour is not there: {}", log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let bootstrap = folder.join("envoy.json").display().to_string();
         let socket = format!("--admin-address={}", folder.join("admin.sock").display());
         let (address, port) = ("--xds-address=127.0.0.1", format!("--xds-port={xds}"));
