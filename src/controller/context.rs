@@ -142,8 +142,10 @@ pub struct Queues {
     pub authority: Queue,
     /// Identities.
     pub identity: Queue,
-    /// Revocations.
+    /// Revocations, to be recorded.
     pub revocation: Queue,
+    /// Revocations, to be told of in their status.
+    pub revocation_status: Queue,
     /// Trusts.
     pub trust: Queue,
     /// Canaries, by the trust that they try.

@@ -19,7 +19,10 @@ use super::context::{Context, Queues, Stores, index_key, revocation_keys};
 use super::queue::{self, Queue};
 use super::servers::Servers;
 use super::{authority, canary, compaction, identity, revocation, trust};
-use crate::api::{ClientIdentity, annotation, label};
+use crate::api::condition::{RECORDED, is_true};
+use crate::api::{
+    CertificateRevocation, CertificateRevocationStatus, ClientIdentity, annotation, label,
+};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
 use crate::cluster::events::Events;
@@ -72,6 +75,7 @@ struct Incoming {
     authority: mpsc::UnboundedReceiver<(Key, Duration)>,
     identity: mpsc::UnboundedReceiver<(Key, Duration)>,
     revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
+    revocation_status: mpsc::UnboundedReceiver<(Key, Duration)>,
     trust: mpsc::UnboundedReceiver<(Key, Duration)>,
     canary: mpsc::UnboundedReceiver<(Key, Duration)>,
 }
@@ -82,6 +86,7 @@ impl Incoming {
             &mut self.authority,
             &mut self.identity,
             &mut self.revocation,
+            &mut self.revocation_status,
             &mut self.trust,
             &mut self.canary,
         ] {
@@ -208,14 +213,16 @@ fn queues() -> (Queues, Incoming) {
     let (authority, authority_in) = Queue::new();
     let (identity, identity_in) = Queue::new();
     let (revocation, revocation_in) = Queue::new();
+    let (revocation_status, revocation_status_in) = Queue::new();
     let (trust, trust_in) = Queue::new();
     let (canary, canary_in) = Queue::new();
     (
-        Queues { authority, identity, revocation, trust, canary },
+        Queues { authority, identity, revocation, revocation_status, trust, canary },
         Incoming {
             authority: authority_in,
             identity: identity_in,
             revocation: revocation_in,
+            revocation_status: revocation_status_in,
             trust: trust_in,
             canary: canary_in,
         },
@@ -229,25 +236,27 @@ async fn run_loops(
     stop: watch::Receiver<bool>,
 ) {
     macro_rules! control {
-        ($module:ident, $concurrency:expr) => {{
+        ($module:path, $queue:ident, $concurrency:expr) => {{
+            use $module as module;
             let context = context.clone();
             let metrics = context.metrics.clone();
             queue::run(
-                $module::NAME,
-                incoming.$module,
+                module::NAME,
+                incoming.$queue,
                 $concurrency,
                 metrics,
                 stop.clone(),
-                move |key| $module::reconcile(context.clone(), key),
+                move |key| module::reconcile(context.clone(), key),
             )
         }};
     }
     tokio::join!(
-        control!(authority, 4),
-        control!(identity, concurrency),
-        control!(revocation, concurrency),
-        control!(trust, 4),
-        control!(canary, 4),
+        control!(authority, authority, 4),
+        control!(identity, identity, concurrency),
+        control!(revocation::record, revocation, revocation::record::CONCURRENCY),
+        control!(revocation::tell, revocation_status, concurrency),
+        control!(trust, trust, 4),
+        control!(canary, canary, 4),
         compaction::run(context.clone(), stop.clone()),
     );
 }
@@ -344,15 +353,18 @@ fn start_watches(
     // Those of the operator's own namespace reach every other one.
     for api in scoped(client, &with_home(config)) {
         let (queue, revocations) = (queues.clone(), stores.revocations.clone());
-        let changed = move |key: &Key, previous: Option<&crate::api::CertificateRevocation>| {
+        let changed = move |key: &Key, previous: Option<&CertificateRevocation>| {
             queue.revocation.push(key.clone());
             let now = revocations.get(key);
-            if let Some(identity) = now
-                .as_deref()
-                .or(previous)
-                .and_then(|revocation| revocation.spec.identity_ref.as_ref())
-            {
-                queue.identity.push(Key::new(&key.namespace, &identity.name));
+            // Until it is recorded there is nothing to tell of it; recording wakes whom it concerns.
+            let is_told =
+                |status: &CertificateRevocationStatus| is_true(&status.conditions, RECORDED);
+            if now.as_ref().is_some_and(|now| !now.status.as_ref().is_some_and(is_told)) {
+                return;
+            }
+            let either = now.as_deref().or(previous);
+            if let Some(name) = either.and_then(|one| one.spec.identity_ref.as_ref()) {
+                queue.identity.push(Key::new(&key.namespace, &name.name));
             }
         };
         tasks.spawn(stores.revocations.watch(api, all.clone(), slim, changed));
