@@ -12,7 +12,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Client, Resource, ResourceExt};
 
 use super::canary::{Canaries, Settings};
-use super::queue::Queue;
+use super::queues::Queues;
 use super::servers::Servers;
 use super::upkeep::Repairs;
 use crate::api::allow::Allow;
@@ -133,23 +133,6 @@ fn fingerprint_key(fingerprint: &str) -> String {
 pub fn revocation_keys(identity: &Key, serial: &Serial, fingerprint: &str) -> [String; 3] {
     let name = index_key(&identity.namespace, &identity.name);
     [name, serial_key(serial), fingerprint_key(fingerprint)]
-}
-
-/// The queues, one for each controller.
-#[derive(Clone)]
-pub struct Queues {
-    /// Authorities.
-    pub authority: Queue,
-    /// Identities.
-    pub identity: Queue,
-    /// Revocations, to be recorded.
-    pub revocation: Queue,
-    /// Revocations, to be told of in their status.
-    pub revocation_status: Queue,
-    /// Trusts.
-    pub trust: Queue,
-    /// Canaries, by the trust that they try.
-    pub canary: Queue,
 }
 
 /// A CA as it was read from its Secret.

@@ -11,12 +11,13 @@ use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::context::{Context, Queues, Stores, index_key, revocation_keys};
-use super::queue::{self, Queue};
+use super::context::{Context, Stores, index_key, revocation_keys};
+use super::queue;
+use super::queues::{Incoming, Queues, queues};
 use super::servers::Servers;
 use super::{authority, canary, compaction, identity, revocation, trust};
 use crate::api::condition::{RECORDED, is_true};
@@ -68,31 +69,6 @@ pub enum RunError {
     /// Leadership was lost: another replica works now, this one starts over.
     #[error("lost leadership")]
     LeadershipLost,
-}
-
-/// The incoming end of each queue.
-struct Incoming {
-    authority: mpsc::UnboundedReceiver<(Key, Duration)>,
-    identity: mpsc::UnboundedReceiver<(Key, Duration)>,
-    revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
-    revocation_status: mpsc::UnboundedReceiver<(Key, Duration)>,
-    trust: mpsc::UnboundedReceiver<(Key, Duration)>,
-    canary: mpsc::UnboundedReceiver<(Key, Duration)>,
-}
-
-impl Incoming {
-    fn drain(&mut self) {
-        for queue in [
-            &mut self.authority,
-            &mut self.identity,
-            &mut self.revocation,
-            &mut self.revocation_status,
-            &mut self.trust,
-            &mut self.canary,
-        ] {
-            while queue.try_recv().is_ok() {}
-        }
-    }
 }
 
 /// A new leader looks at everything once, also at routes that carry the mark of a trust that is gone.
@@ -207,26 +183,6 @@ pub async fn run(
     metrics.leader.set(0.0);
     watches.abort_all();
     if lost { Err(RunError::LeadershipLost) } else { Ok(()) }
-}
-
-fn queues() -> (Queues, Incoming) {
-    let (authority, authority_in) = Queue::new();
-    let (identity, identity_in) = Queue::new();
-    let (revocation, revocation_in) = Queue::new();
-    let (revocation_status, revocation_status_in) = Queue::new();
-    let (trust, trust_in) = Queue::new();
-    let (canary, canary_in) = Queue::new();
-    (
-        Queues { authority, identity, revocation, revocation_status, trust, canary },
-        Incoming {
-            authority: authority_in,
-            identity: identity_in,
-            revocation: revocation_in,
-            revocation_status: revocation_status_in,
-            trust: trust_in,
-            canary: canary_in,
-        },
-    )
 }
 
 async fn run_loops(
