@@ -143,6 +143,8 @@ pub struct TargetStatus {
 pub enum Reason {
     /// Everything is in place.
     Programmed,
+    /// Revoked certificates are refused by the data plane, by the CRLs in the trust's Secret.
+    ByCRL,
     /// Revoked certificates are refused by the gate, since the data plane has no CRL support.
     ViaGate,
     /// An authority does not exist or has no CRL yet.
@@ -151,10 +153,12 @@ pub enum Reason {
     TargetNotFound,
     /// No data plane that we know serves the target.
     UnsupportedDataPlane,
-    /// Another route has the same host and other TLS options, or a field is somebody else's.
+    /// Another route of the same host says otherwise, or a field is somebody else's.
     Conflict,
     /// The target leaves the host open, so that the data plane asks nobody for a certificate.
     HostMissing,
+    /// The target is served over plain HTTP, too, where nobody can be asked for a certificate.
+    PlainHTTP,
     /// An object of the name that we need exists and is not ours.
     NotOwned,
     /// The CRLs of its authorities don't fit a Secret.
@@ -168,12 +172,14 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Programmed => "Programmed",
+            Self::ByCRL => "ByCRL",
             Self::ViaGate => "ViaGate",
             Self::AuthorityNotReady => "AuthorityNotReady",
             Self::TargetNotFound => "TargetNotFound",
             Self::UnsupportedDataPlane => "UnsupportedDataPlane",
             Self::Conflict => "Conflict",
             Self::HostMissing => "HostMissing",
+            Self::PlainHTTP => "PlainHTTP",
             Self::NotOwned => "NotOwned",
             Self::CRLTooLarge => "CRLTooLarge",
             Self::NotProgrammed => "NotProgrammed",

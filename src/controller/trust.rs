@@ -19,11 +19,12 @@ use crate::api::trust::{Reason, TargetReference};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
-use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, HostRoute, traefik};
+use crate::ingress::{self, DataPlane, Edit, Revocation};
 use crate::pki::crl_bundle;
 use crate::plan::crl::BACKDATE;
 use crate::plan::trust::{
-    Anchor, Served, Target, World, gate_lags, is_owned, plan, secret, secret_key, status,
+    Anchor, Served, Target, World, close_without_crl, gate_lags, is_owned, plan, secret,
+    secret_key, status,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -89,7 +90,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     // The CRL first: nothing that fails further down may keep it from those who read it.
     let prepared = put_secret(&context, &trust, secret(&trust, &authorities)).await;
     let detached = detach(&context, &key).await;
-    let routes = host_routes(&context);
+    let routes = served_routes(&context);
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
     let mut world = World {
         trust: &trust,
@@ -215,15 +216,13 @@ async fn detach(context: &Context, key: &Key) -> Result<(), Error> {
         if trust.as_ref().is_some_and(|trust| names(trust, &object)) {
             continue;
         }
-        for plane in DATA_PLANES {
-            // A conflict here means that the object changed meanwhile: it is read again.
-            match (plane.detach)(&key.name, &object) {
-                Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
-                Edit::Replace(body) => apply::replace(&context.client, &body).await?,
-                Edit::Nothing => continue,
-            }
-            info!(target = %object["metadata"]["name"], "restored a former target");
+        // A conflict here means that the object changed meanwhile: it is read again.
+        match ingress::detach(&key.name, &object) {
+            Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
+            Edit::Replace(body) => apply::replace(&context.client, &body).await?,
+            Edit::Nothing => continue,
         }
+        info!(target = %object["metadata"]["name"], "restored a former target");
     }
     Ok(())
 }
@@ -249,14 +248,10 @@ fn all_routes(context: &Context) -> Vec<Value> {
     all
 }
 
-/// The hosts that Traefik serves: Ingresses of other classes don't matter to it.
-fn host_routes(context: &Context) -> Vec<HostRoute> {
-    let served = |object: &Value| {
-        object["kind"] != "Ingress"
-            || ingress_data_plane(context, object)
-                .is_ok_and(|plane| plane.ingress_controller == traefik::TRAEFIK.ingress_controller)
-    };
-    all_routes(context).iter().filter(|o| served(o)).flat_map(traefik::host_routes).collect()
+/// Every route with the data plane that serves it. One whose class is nobody's that we know concerns none.
+fn served_routes(context: &Context) -> Vec<(&'static DataPlane, Value)> {
+    let served = |object: Value| Some((data_plane(context, &object).ok()?, object));
+    all_routes(context).into_iter().filter_map(served).collect()
 }
 
 async fn gather_targets<'a>(
@@ -268,7 +263,7 @@ async fn gather_targets<'a>(
     for reference in &trust.spec.target_refs {
         let object = read_target(context, &namespace, reference).await?;
         let data_plane = match &object {
-            Some(object) => data_plane(context, reference, object),
+            Some(object) => data_plane(context, object),
             None => Err("it does not exist".to_owned()),
         };
         targets.push(Target { reference, object, data_plane });
@@ -281,10 +276,8 @@ async fn read_target(
     namespace: &str,
     reference: &TargetReference,
 ) -> Result<Option<Value>, Error> {
-    let version = match reference.group.as_str() {
-        "networking.k8s.io" => "v1",
-        _ => traefik::VERSION,
-    };
+    let own = ingress::by_kind(&reference.group, &reference.kind);
+    let version = own.map_or("v1", |(_, kind)| kind.version);
     let api_version = format!("{}/{version}", reference.group);
     let stub = json!({
         "apiVersion": api_version,
@@ -303,24 +296,26 @@ async fn read_target(
     }))
 }
 
-/// Which data plane serves a target follows from the object itself.
-fn data_plane(
-    context: &Context,
-    reference: &TargetReference,
-    object: &Value,
-) -> Result<&'static DataPlane, String> {
-    if reference.kind != "Ingress" {
-        return ingress::by_kind(&reference.group, &reference.kind)
-            .ok_or_else(|| format!("no data plane is known for kind {}", reference.kind));
+/// Which data plane serves an object follows from its kind; that of an Ingress from its class.
+fn data_plane(context: &Context, object: &Value) -> Result<&'static DataPlane, String> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    if kind != "Ingress" {
+        let group = object["apiVersion"].as_str().and_then(|text| text.split_once('/'));
+        return ingress::by_kind(group.map_or("", |(group, _)| group), kind)
+            .map(|(plane, _)| plane)
+            .ok_or_else(|| format!("no data plane is known for kind {kind}"));
     }
-    ingress_data_plane(context, object)
-}
-
-/// The data plane of an Ingress is that of its class.
-fn ingress_data_plane(context: &Context, object: &Value) -> Result<&'static DataPlane, String> {
-    let named = object["spec"]["ingressClassName"]
-        .as_str()
-        .or_else(|| object["metadata"]["annotations"][CLASS_ANNOTATION].as_str());
+    let field = object["spec"]["ingressClassName"].as_str();
+    let annotated = object["metadata"]["annotations"][CLASS_ANNOTATION].as_str();
+    // Which of both counts is the choice of each data plane, and of its options.
+    if let (Some(field), Some(annotated)) = (field, annotated)
+        && field != annotated
+    {
+        return Err(format!(
+            "spec.ingressClassName is {field:?}, and its annotation {CLASS_ANNOTATION} is {annotated:?}; remove the annotation"
+        ));
+    }
+    let named = field.or(annotated);
     let class = match named {
         Some(name) => context
             .stores
@@ -359,7 +354,7 @@ async fn put_secret(
         .get_opt(&name)
         .await
         .map_err(|source| WriteError::Api { object: object.clone(), source })?;
-    if let Some(present) = present {
+    if let Some(present) = &present {
         if !is_owned(trust, &present.metadata) {
             return Err(WriteError::NotOwned(object));
         }
@@ -369,7 +364,12 @@ async fn put_secret(
         if let Some(crls) = kept.filter(|_| !data.contains_key(secret_key::CRL)) {
             data.insert(secret_key::CRL.to_owned(), crls.clone());
         }
-        keep_later_crls(context, trust, &mut wanted, &present);
+        keep_later_crls(context, trust, &mut wanted, present);
+    }
+    if reads_crl(context, trust) {
+        close_without_crl(&mut wanted);
+    }
+    if let Some(present) = present {
         // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();
         labels.extend(wanted.metadata.labels.take().unwrap_or_default());
@@ -387,6 +387,15 @@ async fn put_secret(
         wanted.metadata.resource_version = present.resource_version();
     }
     write(&context.client, &wanted).await.map(|_| ())
+}
+
+/// Does a data plane refuse revoked certificates by the CRLs in the trust's Secret, and by nothing else?
+fn reads_crl(context: &Context, trust: &ClientTrust) -> bool {
+    let routes = routes_of_namespace(context, &trust.namespace().unwrap_or_default());
+    let by_crl = |object: &Value| {
+        data_plane(context, object).is_ok_and(|plane| plane.revocation == Revocation::ByCrl)
+    };
+    routes.iter().any(|object| names(trust, object) && by_crl(object))
 }
 
 /// This process may not have seen the newest CRL yet, which another leader, or an earlier process, put
@@ -454,7 +463,7 @@ async fn put_status(
 /// and those of another route with one of its hosts.
 pub fn trusts_of_route(stores: &Stores, route: &Value) -> Vec<Key> {
     let namespace = route["metadata"]["namespace"].as_str().unwrap_or_default();
-    let hosts = traefik::host_routes(route);
+    let hosts = ingress::hosts(route);
     let concerns = |trust: &ClientTrust, target: &TargetReference| {
         let same_namespace = trust.namespace().as_deref() == Some(namespace);
         if same_namespace
@@ -468,10 +477,7 @@ pub fn trusts_of_route(stores: &Stores, route: &Value) -> Vec<Key> {
             "Ingress" => stores.ingresses.get(&key).and_then(|o| serde_json::to_value(&*o).ok()),
             _ => stores.ingress_routes.get(&key).and_then(|o| serde_json::to_value(&*o).ok()),
         };
-        other.is_some_and(|other| {
-            let others = traefik::host_routes(&other);
-            others.iter().any(|other| hosts.iter().any(|mine| mine.host == other.host))
-        })
+        other.is_some_and(|other| ingress::hosts(&other).iter().any(|host| hosts.contains(host)))
     };
     let trusts = stores.trusts.list();
     let mut keys: Vec<Key> = trusts

@@ -1,11 +1,14 @@
 //! Data planes: what each can do, and how a `ClientTrust` looks in its terms. Pure: objects in,
 //! objects out. One file per data plane, one row in [`DATA_PLANES`].
 
+pub mod annotations;
+pub mod haproxy;
 pub mod traefik;
 
 use serde_json::Value;
 
-use crate::api::trust::Mode;
+use crate::api::annotation;
+use crate::api::trust::{Mode, Reason};
 
 /// What every adapter is given.
 #[derive(Clone, Debug)]
@@ -57,43 +60,138 @@ pub struct FieldConflict {
     pub value: String,
 }
 
+/// What lets clients past the trust although its configuration is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposure {
+    /// Of what sort it is.
+    pub reason: Reason,
+    /// What it is and what to do; it follows the name of the target.
+    pub message: String,
+}
+
+/// How a data plane refuses revoked certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// It reads `ca.crl` of the trust's Secret.
+    ByCrl,
+    /// It has no CRL support, and asks the gate.
+    ViaGate,
+}
+
+/// A kind of a data plane's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Its API group.
+    pub group: &'static str,
+    /// The version in which it is read and written.
+    pub version: &'static str,
+    /// Its name.
+    pub kind: &'static str,
+    /// Takes a trust, whose mark the object carries, off it.
+    pub detach: fn(trust: &str, &Value) -> Edit,
+}
+
 /// One data plane.
 pub struct DataPlane {
     /// Its name in messages and metrics.
     pub name: &'static str,
     /// `spec.controller` of the IngressClass that it serves.
     pub ingress_controller: &'static str,
-    /// Kinds of its own that it serves, beside Ingress: group and kind.
-    pub kinds: &'static [(&'static str, &'static str)],
+    /// Kinds of its own that it serves, beside Ingress.
+    pub kinds: &'static [Kind],
+    /// How it refuses revoked certificates.
+    pub revocation: Revocation,
     /// The objects that it needs in the namespace of the trust.
     pub objects: fn(&Request<'_>) -> Vec<Value>,
-    /// Puts the trust on a target: its present state in, the change out.
+    /// Puts the trust on a target that no other trust has: its present state in, the change out.
     pub attach: fn(&Request<'_>, &Value) -> Result<Edit, FieldConflict>,
-    /// Takes the trust off a target.
-    pub detach: fn(trust: &str, &Value) -> Edit,
+    /// The hosts for which a route has a say, lower-case.
+    pub hosts: fn(&Value) -> Vec<String>,
+    /// What in a target lets clients past the trust.
+    pub exposure: fn(&Request<'_>, &Value) -> Option<Exposure>,
+    /// What another route that has a say for a host of the target does to it, in one sentence; `None` if
+    /// nothing. Arguments: the host, the target, the other route.
+    pub conflict: fn(&Request<'_>, &str, &Value, &Value) -> Option<String>,
 }
 
 /// Every data plane that Countersign can program.
-pub const DATA_PLANES: &[&DataPlane] = &[&traefik::TRAEFIK];
+pub const DATA_PLANES: &[&DataPlane] = &[&traefik::TRAEFIK, &haproxy::HAPROXY_INGRESS];
 
 /// The data plane that serves Ingresses of a class with this `spec.controller`.
 pub fn by_ingress_controller(controller: &str) -> Option<&'static DataPlane> {
     DATA_PLANES.iter().copied().find(|plane| plane.ingress_controller == controller)
 }
 
-/// The data plane that a kind of its own belongs to.
-pub fn by_kind(group: &str, kind: &str) -> Option<&'static DataPlane> {
-    DATA_PLANES.iter().copied().find(|plane| plane.kinds.contains(&(group, kind)))
+/// The data plane that a kind of its own belongs to, and that kind.
+pub fn by_kind(group: &str, kind: &str) -> Option<(&'static DataPlane, &'static Kind)> {
+    DATA_PLANES.iter().copied().find_map(|plane| {
+        let mut kinds = plane.kinds.iter();
+        kinds.find(|own| own.group == group && own.kind == kind).map(|own| (plane, own))
+    })
 }
 
-/// One host that a route serves, with what the route says of TLS options: two routes of one host
-/// that differ in them are a conflict on Traefik.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostRoute {
-    /// The host.
-    pub host: String,
-    /// Kind, namespace and name of the route, for messages.
-    pub route: String,
-    /// Its TLS options, in a form that can be compared; empty when it has none.
-    pub options: String,
+/// Puts a trust on a target of this data plane.
+///
+/// # Errors
+/// Another trust has it, or somebody set a field that we need.
+pub fn attach(
+    plane: &DataPlane,
+    request: &Request<'_>,
+    target: &Value,
+) -> Result<Edit, FieldConflict> {
+    // Two trusts write as the same field manager: to the API server there would be no conflict.
+    let mark = target["metadata"]["annotations"][annotation::TRUST].as_str();
+    if let Some(other) = mark.filter(|mark| *mark != request.trust) {
+        return Err(FieldConflict {
+            field: annotations::field(annotation::TRUST),
+            value: other.to_owned(),
+        });
+    }
+    (plane.attach)(request, target)
+}
+
+/// Takes a trust off an object that carries its mark. Nobody has to know which data plane an Ingress had:
+/// its class may be another one by now, and gone is whatever was applied.
+pub fn detach(trust: &str, object: &Value) -> Edit {
+    if object["metadata"]["annotations"][annotation::TRUST] != trust {
+        return Edit::Nothing;
+    }
+    let (api_version, kind) = (object["apiVersion"].as_str(), object["kind"].as_str());
+    let group = api_version.and_then(|text| text.split_once('/')).map_or("", |(group, _)| group);
+    match by_kind(group, kind.unwrap_or_default()) {
+        Some((_, own)) => (own.detach)(trust, object),
+        None => annotations::detach(object),
+    }
+}
+
+/// The hosts for which a route has a say in any data plane, lower-case.
+pub fn hosts(route: &Value) -> Vec<String> {
+    DATA_PLANES.iter().flat_map(|plane| (plane.hosts)(route)).collect()
+}
+
+/// What another route of one of the target's hosts does to the target, in one sentence.
+pub fn conflict<'a>(
+    plane: &DataPlane,
+    request: &Request<'_>,
+    target: &Value,
+    others: impl IntoIterator<Item = &'a Value>,
+) -> Option<String> {
+    let hosts = (plane.hosts)(target);
+    let same = |other: &Value| {
+        other["kind"] == target["kind"]
+            && other["metadata"]["namespace"] == target["metadata"]["namespace"]
+            && other["metadata"]["name"] == target["metadata"]["name"]
+    };
+    others.into_iter().filter(|other| !same(other)).find_map(|other| {
+        let theirs = (plane.hosts)(other);
+        let shared = hosts.iter().filter(|host| theirs.contains(host));
+        shared.into_iter().find_map(|host| (plane.conflict)(request, host, target, other))
+    })
+}
+
+/// A route as messages name it: kind, namespace and name.
+pub fn name_of(route: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &route["metadata"];
+    format!("{} {}/{}", text(&route["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
 }

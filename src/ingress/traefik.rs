@@ -11,18 +11,24 @@
 
 use serde_json::{Value, json};
 
-use super::{DataPlane, Edit, FieldConflict, HostRoute, Request, object_name};
+use super::{
+    DataPlane, Edit, Exposure, FieldConflict, Kind, Request, Revocation, annotations, name_of,
+    object_name,
+};
 use crate::api::annotation;
-use crate::api::trust::Mode;
+use crate::api::trust::{Mode, Reason};
 
 /// The row of Traefik.
 pub const TRAEFIK: DataPlane = DataPlane {
     name: "Traefik",
     ingress_controller: "traefik.io/ingress-controller",
-    kinds: &[(GROUP, "IngressRoute")],
+    kinds: &[Kind { group: GROUP, version: VERSION, kind: "IngressRoute", detach }],
+    revocation: Revocation::ViaGate,
     objects,
     attach,
-    detach,
+    hosts,
+    exposure,
+    conflict,
 };
 
 /// API group of Traefik's kinds.
@@ -120,46 +126,17 @@ fn gate_address(request: &Request<'_>) -> String {
 }
 
 fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
-    // Two trusts write as the same field manager: to the API server there would be no conflict.
-    let mark = target["metadata"]["annotations"][annotation::TRUST].as_str();
-    if let Some(other) = mark.filter(|mark| *mark != request.trust) {
-        let field = format!("metadata.annotations[{}]", annotation::TRUST);
-        return Err(FieldConflict { field, value: other.to_owned() });
+    if target["kind"] != "Ingress" {
+        return attach_ingress_route(request, target);
     }
-    if target["kind"] == "Ingress" {
-        Ok(attach_ingress(request, target))
-    } else {
-        attach_ingress_route(request, target)
-    }
+    let reference = reference(request.namespace, &request.object_name());
+    let wanted = json!({TLS: "true", TLS_OPTIONS: reference, MIDDLEWARES: reference});
+    Ok(annotations::attach(request, target, wanted))
 }
 
-fn attach_ingress(request: &Request<'_>, target: &Value) -> Edit {
-    let reference = format!("{}-{}@kubernetescrd", request.namespace, request.object_name());
-    let wanted = json!({
-        TLS: "true",
-        TLS_OPTIONS: reference,
-        MIDDLEWARES: reference,
-        annotation::TRUST: request.trust,
-    });
-    let annotations = &target["metadata"]["annotations"];
-    let fields = wanted.as_object().expect("an object literal");
-    if fields.iter().all(|(key, value)| &annotations[key] == value) {
-        return Edit::Nothing;
-    }
-    Edit::Apply(applied(target, json!({"annotations": wanted})))
-}
-
-/// The least that server-side apply needs to find the object; the UID keeps it from making one.
-fn applied(target: &Value, extra: Value) -> Value {
-    let mut metadata = json!({
-        "name": target["metadata"]["name"],
-        "namespace": target["metadata"]["namespace"],
-        "uid": target["metadata"]["uid"],
-    });
-    if let (Some(metadata), Value::Object(extra)) = (metadata.as_object_mut(), extra) {
-        metadata.extend(extra);
-    }
-    json!({"apiVersion": target["apiVersion"], "kind": target["kind"], "metadata": metadata})
+/// An object of Traefik's kinds as annotations name it.
+fn reference(namespace: &str, name: &str) -> String {
+    format!("{namespace}-{name}@kubernetescrd")
 }
 
 fn attach_ingress_route(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
@@ -195,15 +172,6 @@ fn others(route: &Value, ours: &str) -> Vec<Value> {
 }
 
 fn detach(trust: &str, target: &Value) -> Edit {
-    if target["metadata"]["annotations"][annotation::TRUST] != trust {
-        return Edit::Nothing;
-    }
-    if target["kind"] == "Ingress" {
-        // Applying none of our fields removes those that we applied before; the version keeps it from
-        // removing what another trust applied since.
-        let version = json!({"resourceVersion": target["metadata"]["resourceVersion"]});
-        return Edit::Apply(applied(target, version));
-    }
     let name = object_name(trust);
     let mut edited = target.clone();
     let added = edited["metadata"]["annotations"][ADDED_TLS] == "true";
@@ -228,48 +196,57 @@ fn detach(trust: &str, target: &Value) -> Edit {
     Edit::Replace(edited)
 }
 
-/// The hosts that a route serves over TLS, with its TLS options.
-pub fn host_routes(object: &Value) -> Vec<HostRoute> {
-    let metadata = &object["metadata"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let namespace = text(&metadata["namespace"]);
-    let route = format!("{} {namespace}/{}", text(&object["kind"]), text(&metadata["name"]));
-    let (hosts, options) = if object["kind"] == "Ingress" {
-        let rules = object["spec"]["rules"].as_array().into_iter().flatten();
-        let hosts = rules.filter_map(|rule| rule["host"].as_str()).map(str::to_owned).collect();
-        (hosts, text(&metadata["annotations"][TLS_OPTIONS]))
-    } else {
-        let options = &object["spec"]["tls"]["options"];
-        let name = text(&options["name"]);
-        let owner = options["namespace"].as_str().unwrap_or(&namespace);
-        let routes = object["spec"]["routes"].as_array().into_iter().flatten();
-        let hosts: Vec<String> =
-            routes.filter_map(|route| route["match"].as_str()).flat_map(hosts_of_rule).collect();
-        let reference =
-            if name.is_empty() { name } else { format!("{owner}-{name}@kubernetescrd") };
-        (hosts, reference)
-    };
-    hosts
-        .into_iter()
-        .map(|host| HostRoute { host, route: route.clone(), options: options.clone() })
-        .collect()
+/// The hosts that a route serves.
+fn hosts(object: &Value) -> Vec<String> {
+    if object["kind"] == "Ingress" {
+        return annotations::rule_hosts(object).map(str::to_owned).collect();
+    }
+    let routes = object["spec"]["routes"].as_array().into_iter().flatten();
+    routes.filter_map(|route| route["match"].as_str()).flat_map(hosts_of_rule).collect()
 }
 
-/// Does every rule of a route name its hosts one by one? Traefik chooses TLS options by the host that
-/// the client names in the handshake; a rule without one gets its default options, which ask nobody
-/// for a certificate.
-pub fn names_its_hosts(object: &Value) -> bool {
-    let rules = |list: &Value, named: fn(&Value) -> bool| {
-        list.as_array().is_some_and(|rules| !rules.is_empty() && rules.iter().all(named))
-    };
+/// The TLS options of a route, as annotations name them; empty when it has none.
+fn options(object: &Value) -> String {
     if object["kind"] == "Ingress" {
-        let named = |rule: &Value| rule["host"].as_str().is_some_and(|host| !host.starts_with('*'));
-        object["spec"]["defaultBackend"].is_null() && rules(&object["spec"]["rules"], named)
-    } else {
-        rules(&object["spec"]["routes"], |route| {
-            route["match"].as_str().is_some_and(|rule| !hosts_of_rule(rule).is_empty())
-        })
+        return annotations::value(object, TLS_OPTIONS).unwrap_or_default().to_owned();
     }
+    let options = &object["spec"]["tls"]["options"];
+    let namespace = options["namespace"].as_str().or(object["metadata"]["namespace"].as_str());
+    let name = options["name"].as_str().filter(|name| !name.is_empty());
+    name.map(|name| reference(namespace.unwrap_or_default(), name)).unwrap_or_default()
+}
+
+/// Traefik chooses TLS options by the host that the client names in the handshake; a rule without one gets
+/// its default options, which ask nobody for a certificate.
+fn exposure(_: &Request<'_>, object: &Value) -> Option<Exposure> {
+    (!names_its_hosts(object)).then(|| Exposure {
+        reason: Reason::HostMissing,
+        message: "has a rule without an exact host: Traefik then asks nobody for a certificate; give every rule its host".to_owned(),
+    })
+}
+
+/// Does every rule of a route name its hosts one by one?
+fn names_its_hosts(object: &Value) -> bool {
+    if object["kind"] == "Ingress" {
+        return annotations::names_its_hosts(object);
+    }
+    let named =
+        |route: &Value| route["match"].as_str().is_some_and(|rule| !hosts_of_rule(rule).is_empty());
+    let routes = object["spec"]["routes"].as_array();
+    routes.is_some_and(|routes| !routes.is_empty() && routes.iter().all(named))
+}
+
+/// Another route of the same host with other TLS options: Traefik then applies its default options to
+/// the whole host, asks nobody for a certificate, and the gate refuses everybody.
+fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) -> Option<String> {
+    let ours = reference(request.namespace, &request.object_name());
+    (options(other) != ours).then(|| {
+        format!(
+            "{} serves host {host:?} with other TLS options than {}: Traefik then asks no client of the host for a certificate, and all are refused; give both the same options",
+            name_of(other),
+            name_of(target)
+        )
+    })
 }
 
 /// The arguments of each ``Host(`a`, `b`)`` in a rule.
@@ -368,9 +345,11 @@ mod tests {
             ingress["metadata"]["annotations"][key] = value.clone();
         }
         assert_eq!(attach(&request(), &ingress), Ok(Edit::Nothing));
-        let Edit::Apply(removed) = detach("clients", &ingress) else { panic!("kept") };
+        let Edit::Apply(removed) = super::super::detach("clients", &ingress) else {
+            panic!("kept")
+        };
         assert!(removed["metadata"].get("annotations").is_none());
-        assert_eq!(detach("another", &ingress), Edit::Nothing);
+        assert_eq!(super::super::detach("another", &ingress), Edit::Nothing);
     }
 
     #[test]
@@ -386,7 +365,8 @@ mod tests {
         );
         assert_eq!(attach(&request(), &edited), Ok(Edit::Nothing));
 
-        let Edit::Replace(mut restored) = detach("clients", &edited) else { panic!("kept") };
+        let restored = super::super::detach("clients", &edited);
+        let Edit::Replace(mut restored) = restored else { panic!("kept") };
         assert_eq!(restored["metadata"]["annotations"], json!({}));
         restored["metadata"].as_object_mut().unwrap().remove("annotations");
         assert_eq!(restored, original);
@@ -405,7 +385,8 @@ mod tests {
     fn a_second_trust_on_a_target_is_a_conflict() {
         let mut route = ingress_route();
         route["metadata"]["annotations"] = json!({annotation::TRUST: "first"});
-        assert_eq!(attach(&request(), &route).unwrap_err().value, "first");
+        let error = super::super::attach(&TRAEFIK, &request(), &route).unwrap_err();
+        assert_eq!(error.value, "first");
     }
 
     #[test]
@@ -432,9 +413,7 @@ mod tests {
 
     #[test]
     fn hosts_are_found_in_rules() {
-        let routes = host_routes(&ingress_route());
-        let hosts: Vec<_> = routes.iter().map(|route| route.host.as_str()).collect();
+        let hosts = hosts(&ingress_route());
         assert_eq!(hosts, ["shop.example.com", "www.example.com", "api.example.com"]);
-        assert_eq!(routes[0].route, "IngressRoute shop/shop");
     }
 }

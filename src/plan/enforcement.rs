@@ -120,7 +120,10 @@ fn in_force(trust: &ClientTrust, crls: &[CrlReference]) -> Result<u128, (Reason,
     }
     if let Some(target) = status.targets.iter().find(|target| is_open(target)) {
         let reference = &target.target_ref;
-        let message = format!("{} {:?} is not programmed", reference.kind, reference.name);
+        let message = format!(
+            "{} {:?} is not programmed, or not with the newest CRL",
+            reference.kind, reference.name
+        );
         return Err((Reason::TrustNotReady, message));
     }
     let gated = status.targets.iter().any(is_gated);

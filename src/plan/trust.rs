@@ -16,8 +16,7 @@ use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
 use crate::api::trust::{CrlInForce, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
-use crate::ingress::traefik::{host_routes, names_its_hosts};
-use crate::ingress::{DataPlane, Edit, HostRoute, Request, object_name};
+use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation, object_name};
 use crate::pki::crl::CrlNumber;
 
 /// Keys of a trust's Secret.
@@ -39,8 +38,8 @@ pub struct World<'a> {
     pub authorities: Vec<(&'a str, Option<Anchor<'a>>)>,
     /// Its targets, in the order of the spec.
     pub targets: Vec<Target<'a>>,
-    /// Every route in the cluster that the data planes see.
-    pub routes: &'a [HostRoute],
+    /// Every route in the cluster, with the data plane that serves it.
+    pub routes: &'a [(&'static DataPlane, Value)],
     /// Base URL of the gate.
     pub gate_url: &'a str,
     /// What the canary has to tell that was not told yet.
@@ -99,15 +98,8 @@ pub struct Plan {
 
 /// Plans what a trust needs.
 pub fn plan(world: &World<'_>) -> Plan {
-    let namespace = world.trust.namespace().unwrap_or_default();
-    let name = world.trust.name_any();
-    let request = Request {
-        namespace: &namespace,
-        trust: &name,
-        mode: world.trust.spec.mode,
-        authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
-        gate_url: world.gate_url,
-    };
+    let names = (world.trust.namespace().unwrap_or_default(), world.trust.name_any());
+    let request = request(world, &names);
     let mut planes: Vec<&'static DataPlane> = Vec::new();
     let mut edits = Vec::new();
     for target in &world.targets {
@@ -125,6 +117,16 @@ pub fn plan(world: &World<'_>) -> Plan {
         .map(|object| owned(world.trust, object))
         .collect();
     Plan { objects, edits }
+}
+
+fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) -> Request<'a> {
+    Request {
+        namespace,
+        trust: name,
+        mode: world.trust.spec.mode,
+        authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
+        gate_url: world.gate_url,
+    }
 }
 
 fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
@@ -146,7 +148,7 @@ fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
             format!("targetRefs: {kind} {name:?}: {found}"),
         )
     })?;
-    (plane.attach)(request, object).map_err(|conflict| {
+    ingress::attach(plane, request, object).map_err(|conflict| {
         Wanted::no(PROGRAMMED, Reason::Conflict.as_str(), format!("{kind} {name:?}: {conflict}"))
     })
 }
@@ -194,6 +196,15 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
         type_: Some("Opaque".to_owned()),
         data: Some(data),
         ..Secret::default()
+    }
+}
+
+/// For a data plane that refuses revoked certificates by `ca.crl` alone: beside CAs without any CRL it would
+/// take them, so it gets no CA either and lets nobody in.
+pub fn close_without_crl(secret: &mut Secret) {
+    let data = secret.data.get_or_insert_default();
+    if data.get(secret_key::CRL).is_none_or(|crls| crls.0.is_empty()) {
+        data.insert(secret_key::CA.to_owned(), ByteString::default());
     }
 }
 
@@ -353,30 +364,60 @@ fn target_conditions(
             not_programmed(REVOCATION_ENFORCED, &failed.message),
         ],
         Ok(()) => {
-            let open = target.object.as_ref().is_some_and(|object| !names_its_hosts(object));
-            let programmed = match conflicting_route(world, target) {
-                None if open => Wanted::no(
-                    PROGRAMMED,
-                    Reason::HostMissing.as_str(),
-                    format!(
-                        "{} {:?} has a rule without an exact host: Traefik then asks nobody for a certificate; give every rule its host",
-                        target.reference.kind, target.reference.name
-                    ),
-                ),
-                None => Wanted::yes(
-                    PROGRAMMED,
-                    Reason::Programmed.as_str(),
-                    "the data plane's configuration is written",
-                ),
-                Some(message) => Wanted::no(PROGRAMMED, Reason::Conflict.as_str(), message),
-            };
-            let enforced = Wanted::yes(
-                REVOCATION_ENFORCED,
-                Reason::ViaGate.as_str(),
-                "the data plane has no CRL support; the gate refuses revoked certificates",
-            );
-            vec![accepted(target), programmed, enforced]
+            let exposure = exposure(world, target);
+            vec![accepted(target), programmed(&exposure), enforced(world, target, &exposure)]
         }
+    }
+}
+
+fn programmed(exposure: &Option<Exposure>) -> Wanted {
+    match exposure {
+        None => Wanted::yes(
+            PROGRAMMED,
+            Reason::Programmed.as_str(),
+            "the data plane's configuration is written",
+        ),
+        Some(Exposure { reason, message }) => {
+            Wanted::no(PROGRAMMED, reason.as_str(), message.clone())
+        }
+    }
+}
+
+/// What lets clients past the trust at a target whose configuration is written.
+fn exposure(world: &World<'_>, target: &Target<'_>) -> Option<Exposure> {
+    let (Some(object), Ok(plane)) = (&target.object, &target.data_plane) else { return None };
+    let names = (world.trust.namespace().unwrap_or_default(), world.trust.name_any());
+    let request = request(world, &names);
+    let others = world.routes.iter().filter(|(other, _)| other.name == plane.name);
+    if let Some(message) =
+        ingress::conflict(plane, &request, object, others.map(|(_, route)| route))
+    {
+        return Some(Exposure { reason: Reason::Conflict, message });
+    }
+    let found = (plane.exposure)(&request, object)?;
+    let TargetReference { kind, name, .. } = target.reference;
+    Some(Exposure { message: format!("{kind} {name:?} {}", found.message), ..found })
+}
+
+fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
+    let no = |reason: Reason, message| Wanted::no(REVOCATION_ENFORCED, reason.as_str(), message);
+    match target.data_plane.as_ref().map(|plane| plane.revocation) {
+        // The gate refuses whom the data plane let past, too.
+        Ok(Revocation::ViaGate) => Wanted::yes(
+            REVOCATION_ENFORCED,
+            Reason::ViaGate.as_str(),
+            "the data plane has no CRL support; the gate refuses revoked certificates",
+        ),
+        Ok(Revocation::ByCrl) => match (exposure, too_large(&world.authorities)) {
+            (Some(exposure), _) => no(Reason::NotProgrammed, exposure.message.clone()),
+            (None, Some(message)) => no(Reason::CRLTooLarge, message),
+            (None, None) => Wanted::yes(
+                REVOCATION_ENFORCED,
+                Reason::ByCRL.as_str(),
+                "the data plane refuses revoked certificates by the CRLs in the trust's Secret",
+            ),
+        },
+        Err(found) => no(Reason::NotProgrammed, found.clone()),
     }
 }
 
@@ -385,28 +426,12 @@ fn accepted(target: &Target<'_>) -> Wanted {
     Wanted::yes(ACCEPTED, Reason::Programmed.as_str(), format!("served by {name}"))
 }
 
-/// Another route of the same host with other TLS options: Traefik then applies its default options to
-/// the whole host, asks nobody for a certificate, and the gate refuses everybody.
-fn conflicting_route(world: &World<'_>, target: &Target<'_>) -> Option<String> {
-    let namespace = world.trust.namespace().unwrap_or_default();
-    let ours = format!("{namespace}-{}@kubernetescrd", object_name(&world.trust.name_any()));
-    let object = target.object.as_ref()?;
-    host_routes(object).into_iter().find_map(|mine| {
-        let other = world.routes.iter().find(|route| {
-            route.host == mine.host && route.route != mine.route && route.options != ours
-        })?;
-        Some(format!(
-            "{} serves host {:?} with other TLS options than {}: Traefik then asks no client of the host for a certificate, and all are refused; give both the same options",
-            other.route, mine.host, mine.route
-        ))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::trust::Mode;
     use crate::api::{AuthorityReference, ClientTrustSpec};
+    use crate::ingress::haproxy::HAPROXY_INGRESS;
     use crate::ingress::traefik::TRAEFIK;
     use serde_json::json;
 
@@ -442,7 +467,7 @@ mod tests {
         trust: &'a ClientTrust,
         anchor: Option<Anchor<'a>>,
         object: Option<Value>,
-        routes: &'a [HostRoute],
+        routes: &'a [(&'static DataPlane, Value)],
     ) -> World<'a> {
         World {
             trust,
@@ -480,6 +505,10 @@ mod tests {
         }
         let secret = secret(&trust, &[("staff", Some(ANCHOR))]);
         assert!(is_owned(&trust, &secret.metadata));
+        assert_eq!(secret.type_.as_deref(), Some("Opaque"));
+        // With tls.crt and tls.key beside them HAProxy Ingress ignores the CRLs.
+        let keys: Vec<_> = secret.data.iter().flatten().map(|(key, _)| &**key).collect();
+        assert_eq!(keys, ["ca.crl", "ca.crt"]);
         assert_eq!(secret.data.unwrap()["ca.crl"].0, b"CRL\n");
         assert_eq!(secret.metadata.annotations.unwrap()["bundle.countersign.dev/staff"], "hash");
     }
@@ -499,6 +528,43 @@ mod tests {
             let expected = if fits { ("True", "Programmed") } else { ("False", "CRLTooLarge") };
             assert_eq!(condition(&status(&world, &[Ok(())]), READY), expected);
         }
+    }
+
+    #[test]
+    fn without_a_crl_a_data_plane_that_reads_it_gets_no_ca() {
+        let trust = trust();
+        let alone = Anchor { bytes: 2 * SECRET_LIMIT, crl: None, ..ANCHOR };
+        for (anchor, open) in [(ANCHOR, true), (alone, false)] {
+            let mut secret = secret(&trust, &[("staff", Some(anchor))]);
+            close_without_crl(&mut secret);
+            assert_eq!(!secret.data.unwrap()["ca.crt"].0.is_empty(), open);
+        }
+    }
+
+    #[test]
+    fn a_data_plane_with_crl_support_enforces_by_the_secret() {
+        let trust = trust();
+        let told = |anchor, spec: Value| {
+            let mut object = ingress();
+            object["spec"] = spec;
+            let mut world = world(&trust, Some(anchor), Some(object), &[]);
+            world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+            status(&world, &[Ok(())])
+        };
+        let host = "shop.example.com";
+        let closed = json!({"rules": [{"host": host}], "tls": [{"hosts": [host]}]});
+        let ready = told(ANCHOR, closed.clone());
+        assert_eq!(condition(&ready, READY), ("True", "Programmed"));
+        assert_eq!(condition(&ready, REVOCATION_ENFORCED), ("True", "ByCRL"));
+        assert!(!is_gated(&ready.targets[0]));
+        // The gate would refuse all the same; here nobody does.
+        let open = told(ANCHOR, json!({"rules": [{"host": host}]}));
+        assert_eq!(condition(&open, PROGRAMMED), ("False", "PlainHTTP"));
+        assert_eq!(condition(&open, REVOCATION_ENFORCED), ("False", "NotProgrammed"));
+        let alone = Anchor { bytes: 2 * SECRET_LIMIT, crl: None, ..ANCHOR };
+        let old = told(alone, closed);
+        assert_eq!(condition(&old, PROGRAMMED), ("True", "Programmed"));
+        assert_eq!(condition(&old, REVOCATION_ENFORCED), ("False", "CRLTooLarge"));
     }
 
     #[test]
@@ -579,10 +645,12 @@ mod tests {
     #[test]
     fn another_route_of_the_host_with_other_options_is_a_conflict() {
         let trust = trust();
-        let route = |options: &str| HostRoute {
-            host: "shop.example.com".into(),
-            route: "Ingress other/shop".into(),
-            options: options.into(),
+        let route = |options: &str| {
+            let mut route = ingress();
+            route["metadata"]["namespace"] = json!("other");
+            let key = "traefik.ingress.kubernetes.io/router.tls.options";
+            route["metadata"]["annotations"] = json!({key: options});
+            (&TRAEFIK, route)
         };
         for (options, expected) in
             [("", "Conflict"), ("shop-countersign-clients@kubernetescrd", "Programmed")]

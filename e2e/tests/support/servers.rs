@@ -381,17 +381,35 @@ pub fn curl(port: u16, identity: Option<&Path>) -> Answer {
 /// Asks a host behind the cluster's ingress, whose certificate is verified by `ca`.
 pub fn curl_with(host: &str, ca: &Path, identity: Option<&Path>, header: Option<&str>) -> Answer {
     let address = std::env::var("INGRESS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:30443".to_owned());
-    let (ip, port) = address.rsplit_once(':').expect("INGRESS_ADDRESS is IP:PORT");
+    curl_at(&address, host, ca, identity, header.as_slice())
+}
+
+/// Asks a host at an address, `IP:PORT`.
+pub fn curl_at(
+    address: &str,
+    host: &str,
+    ca: &Path,
+    identity: Option<&Path>,
+    headers: &[&str],
+) -> Answer {
+    let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
     let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("https://{host}:{port}/"));
     let ca = ca.display().to_string();
     let mut arguments = vec!["--resolve", &resolve, "--cacert", &ca, &url];
-    if let Some(header) = header {
+    for header in headers {
         arguments.extend(["--header", header]);
     }
     ask(&arguments, identity)
 }
 
-/// The same with a PKCS #12 file in place of PEM.
+/// Asks a host at an address, `IP:PORT`, over plain HTTP.
+pub fn curl_plain(address: &str, host: &str) -> Answer {
+    let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
+    let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("http://{host}:{port}/"));
+    ask(&["--resolve", &resolve, &url], None)
+}
+
+/// Asks a server on this machine with a PKCS #12 file in place of PEM.
 pub fn curl_pkcs12(port: u16, file: &Path, password: &str) -> Answer {
     let (file, url) =
         (format!("{}:{password}", file.display()), format!("https://127.0.0.1:{port}/"));

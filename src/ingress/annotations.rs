@@ -1,0 +1,61 @@
+//! Ingresses that are programmed by annotations: what every such data plane has in common.
+
+use serde_json::{Value, json};
+
+use super::{Edit, Request};
+use crate::api::annotation;
+
+/// Puts a trust on an Ingress by these annotations, a JSON object of strings, and the trust's mark.
+pub fn attach(request: &Request<'_>, target: &Value, mut wanted: Value) -> Edit {
+    wanted[annotation::TRUST] = json!(request.trust);
+    let annotations = &target["metadata"]["annotations"];
+    let fields = wanted.as_object().expect("an object literal");
+    if fields.iter().all(|(key, value)| &annotations[key] == value) {
+        return Edit::Nothing;
+    }
+    Edit::Apply(applied(target, json!({"annotations": wanted})))
+}
+
+/// Takes the trust off an Ingress. Applying none of our fields removes those that we applied before; the
+/// version keeps it from removing what another trust applied since.
+pub fn detach(target: &Value) -> Edit {
+    let version = json!({"resourceVersion": target["metadata"]["resourceVersion"]});
+    Edit::Apply(applied(target, version))
+}
+
+/// The least that server-side apply needs to find the object; the UID keeps it from making one.
+fn applied(target: &Value, extra: Value) -> Value {
+    let mut metadata = json!({
+        "name": target["metadata"]["name"],
+        "namespace": target["metadata"]["namespace"],
+        "uid": target["metadata"]["uid"],
+    });
+    if let (Some(metadata), Value::Object(extra)) = (metadata.as_object_mut(), extra) {
+        metadata.extend(extra);
+    }
+    json!({"apiVersion": target["apiVersion"], "kind": target["kind"], "metadata": metadata})
+}
+
+/// An annotation of an object.
+pub fn value<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
+    object["metadata"]["annotations"][key].as_str()
+}
+
+/// The path of an annotation, for messages.
+pub fn field(key: &str) -> String {
+    format!("metadata.annotations[{key}]")
+}
+
+/// The hosts of an Ingress' rules.
+pub fn rule_hosts(ingress: &Value) -> impl Iterator<Item = &str> {
+    let rules = ingress["spec"]["rules"].as_array().into_iter().flatten();
+    rules.filter_map(|rule| rule["host"].as_str())
+}
+
+/// Has every rule of an Ingress an exact host, and it no backend for all others?
+pub fn names_its_hosts(ingress: &Value) -> bool {
+    let exact = |rule: &Value| rule["host"].as_str().is_some_and(|host| !host.starts_with('*'));
+    let rules = ingress["spec"]["rules"].as_array();
+    ingress["spec"]["defaultBackend"].is_null()
+        && rules.is_some_and(|rules| !rules.is_empty() && rules.iter().all(exact))
+}
