@@ -12,10 +12,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use tracing::info;
 
+use super::confirmed::Confirmed;
+use super::published::Published;
 use super::view::View;
 use crate::metrics::{GateLabels, Metrics};
 use crate::pki::inspect::inspect;
@@ -32,6 +34,10 @@ const HEADER_LIMIT: usize = 64 * 1024;
 pub struct Gate {
     /// The CRLs.
     pub view: Arc<ArcSwap<View>>,
+    /// When they were known to be the published ones.
+    pub confirmed: Arc<Confirmed>,
+    /// For so long they may go unconfirmed.
+    pub max_staleness: SignedDuration,
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -49,8 +55,10 @@ pub enum Refusal {
     NotVerified,
     /// It is revoked.
     Revoked,
-    /// The CRL of its authority has expired: nobody knows who is revoked.
+    /// The CRL of its CA, or of the CA above, has expired: nobody knows who is revoked.
     CrlExpired,
+    /// The CRLs of this server have been unconfirmed for too long.
+    Stale,
     /// The request does not say which authorities are accepted.
     BadRequest,
 }
@@ -65,6 +73,7 @@ impl Refusal {
             Self::NotVerified => "not_verified",
             Self::Revoked => "revoked",
             Self::CrlExpired => "crl_expired",
+            Self::Stale => "stale",
             Self::BadRequest => "bad_request",
         }
     }
@@ -81,6 +90,9 @@ impl Refusal {
             Self::Revoked => "the client certificate is revoked\n",
             Self::CrlExpired => {
                 "the revocation list has expired; ask the operator of this service\n"
+            }
+            Self::Stale => {
+                "this server has not heard of revocations for too long; ask the operator of this service\n"
             }
             Self::BadRequest => "the gate is not configured for this route\n",
         }
@@ -124,8 +136,9 @@ async fn traefik(
     headers: HeaderMap,
 ) -> Response {
     let header = headers.get(TRAEFIK_HEADER).map(|value| value.as_bytes());
+    let stale_at = gate.confirmed.stale_at(gate.max_staleness);
     let decision = Policy::parse(query.as_deref())
-        .and_then(|policy| decide(&gate.view.load(), &policy, header, Timestamp::now()));
+        .and_then(|policy| decide(&gate.view.load(), stale_at, &policy, header, Timestamp::now()));
     let label = decision.map_or_else(Refusal::label, |()| "allowed");
     gate.metrics.gate_decisions.get_or_create(&GateLabels { decision: label }).inc();
     match decision {
@@ -137,9 +150,11 @@ async fn traefik(
     }
 }
 
-/// Decides from memory. `header` is what the data plane forwarded.
+/// Decides from memory. `header` is what the data plane forwarded; from `stale_at` on the view is good for
+/// nothing.
 pub fn decide(
     view: &View,
+    stale_at: Timestamp,
     policy: &Policy,
     header: Option<&[u8]>,
     now: Timestamp,
@@ -149,26 +164,23 @@ pub fn decide(
     };
     let der = decode(header).ok_or(Refusal::BadCertificate)?;
     let leaf = inspect(&der).map_err(|_| Refusal::BadCertificate)?;
-    let published = policy
-        .authorities
-        .iter()
-        .flat_map(|name| view.of_authority(name))
+    let accepted = || policy.authorities.iter().flat_map(|name| view.of_authority(name));
+    let published = accepted()
         .find(|p| p.issuer_der == leaf.issuer_der && p.key_id == leaf.authority_key_id)
         .filter(|published| !published.removed)
         .ok_or(Refusal::UnknownAuthority)?;
     // A CA below a root stands on the root's CRL when its key was stolen.
     let (issuer_der, key_id, serial) = &published.above;
-    let ca_is_revoked = policy
-        .authorities
-        .iter()
-        .flat_map(|name| view.of_authority(name))
-        .filter(|p| p.issuer_der == *issuer_der && p.key_id == *key_id)
-        .any(|p| p.revoked.contains(serial));
-    if ca_is_revoked || published.revoked.contains(&leaf.serial) {
+    let above = || accepted().filter(|p| p.issuer_der == *issuer_der && p.key_id == *key_id);
+    if published.revoked.contains(&leaf.serial) || above().any(|p| p.revoked.contains(serial)) {
         return Err(Refusal::Revoked);
     }
-    if published.next_update <= now {
+    let expired = |p: &Published| !p.removed && p.next_update <= now;
+    if expired(published) || above().any(|p| expired(p)) {
         return Err(Refusal::CrlExpired);
+    }
+    if stale_at <= now {
+        return Err(Refusal::Stale);
     }
     // The data plane has verified it already, unless another route of the host made it not do so.
     verify_client(&der, &[], std::slice::from_ref(&published.ca), now)
@@ -216,6 +228,10 @@ mod tests {
         Policy::parse(Some("mode=Required&authority=staff")).unwrap()
     }
 
+    fn fresh() -> Timestamp {
+        instant("2027-01-01T00:00:00Z")
+    }
+
     fn header(leaf: &[u8]) -> Vec<u8> {
         STANDARD.encode(leaf).into_bytes()
     }
@@ -227,7 +243,7 @@ mod tests {
         let serial = inspect(&leaf).unwrap().serial;
         let revoked_at = instant("2026-05-31T00:00:00Z");
         let header = header(&leaf);
-        let ask = |view: &View| decide(view, &required(), Some(&header), instant(NOW));
+        let ask = |view: &View| decide(view, fresh(), &required(), Some(&header), instant(NOW));
         assert_eq!(ask(&view(&ca, &[])), Ok(()));
         let entry = Entry { serial, revoked_at, reason: None };
         assert_eq!(ask(&view(&ca, &[entry])), Err(Refusal::Revoked));
@@ -250,11 +266,26 @@ mod tests {
             (other, Some(&good[..]), NOW, Refusal::UnknownAuthority),
             (required(), Some(&good[..]), later, Refusal::CrlExpired),
         ] {
-            assert_eq!(decide(&view, &policy, header, instant(now)), Err(refusal));
+            assert_eq!(decide(&view, fresh(), &policy, header, instant(now)), Err(refusal));
         }
         let optional = Policy::parse(Some("mode=Optional&authority=staff")).unwrap();
-        assert_eq!(decide(&view, &optional, None, instant(NOW)), Ok(()));
-        assert!(decide(&view, &optional, Some(b"AAAA"), instant(NOW)).is_err());
+        assert_eq!(decide(&view, fresh(), &optional, None, instant(NOW)), Ok(()));
+        assert!(decide(&view, fresh(), &optional, Some(b"AAAA"), instant(NOW)).is_err());
+    }
+
+    #[test]
+    fn a_view_that_nobody_confirmed_for_long_lets_nobody_in() {
+        let ca = sample();
+        let header = header(&sample_leaf(&ca));
+        let policy = required();
+        let ask = |stale_at, policy: &Policy, header| {
+            decide(&view(&ca, &[]), instant(stale_at), policy, header, instant(NOW))
+        };
+        assert_eq!(ask("2026-06-01T00:00:01Z", &policy, Some(&header)), Ok(()));
+        assert_eq!(ask(NOW, &policy, Some(&header)), Err(Refusal::Stale));
+        let optional = Policy::parse(Some("mode=Optional&authority=staff")).unwrap();
+        assert_eq!(ask(NOW, &optional, Some(&header)), Err(Refusal::Stale));
+        assert_eq!(ask(NOW, &optional, None), Ok(()), "nobody's certificate is to be judged");
     }
 
     #[test]
@@ -263,7 +294,8 @@ mod tests {
         let mut leaf = sample_leaf(&ca).to_vec();
         let last = leaf.len() - 1;
         leaf[last] ^= 1;
-        let refused = decide(&view(&ca, &[]), &required(), Some(&header(&leaf)), instant(NOW));
+        let refused =
+            decide(&view(&ca, &[]), fresh(), &required(), Some(&header(&leaf)), instant(NOW));
         assert_eq!(refused, Err(Refusal::NotVerified));
     }
 
@@ -280,11 +312,15 @@ mod tests {
                 let key = CaKey { authority: "staff".into(), generation };
                 view.with(&head(&key, ca, &der, CrlNumber(number)))
             };
-        let ask = |view: &View| decide(view, &required(), Some(&header), instant(NOW));
+        let ask = |view: &View| decide(view, fresh(), &required(), Some(&header), instant(NOW));
         let view = publish(&publish(&View::default(), &ca, 1, 1, &[]), &root, 0, 1, &[]);
         assert_eq!(ask(&view), Ok(()));
         let entry = Entry { serial: ca.facts().serial, revoked_at: this, reason: Some(1) };
         assert_eq!(ask(&publish(&view, &root, 0, 2, &[entry])), Err(Refusal::Revoked));
+        let der = crl::sign(&root, CrlNumber(2), this, instant(NOW), &[]).unwrap();
+        let key = CaKey { authority: "staff".into(), generation: 0 };
+        let expired = view.with(&head(&key, &root, &der, CrlNumber(2)));
+        assert_eq!(ask(&expired), Err(Refusal::CrlExpired), "the root's");
 
         let der = crl::sign(&ca, CrlNumber(1), this, next, &[]).unwrap();
         let key = CaKey { authority: "staff".into(), generation: 1 };
@@ -327,7 +363,7 @@ mod tests {
         #[test]
         fn foreign_headers_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             let view = View::default();
-            prop_assert!(decide(&view, &required(), Some(&bytes), instant(NOW)).is_err() || bytes.is_empty());
+            prop_assert!(decide(&view, fresh(), &required(), Some(&bytes), instant(NOW)).is_err() || bytes.is_empty());
             let _ = decode(STANDARD.encode(&bytes).as_bytes()).map(|der| inspect(&der).is_ok());
         }
     }
