@@ -2,7 +2,7 @@
 //! A part of the tests in `faults.rs`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use kube::api::{DeleteParams, PostParams};
 use crate::support::condition;
 use crate::support::control_plane::binary;
 use crate::support::operator::NAMESPACE;
+use crate::support::server;
 use crate::workload::{self, Workload};
 use crate::world::{CRL, Ending, World, seed};
 
