@@ -10,11 +10,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{PUBLISHED, READY};
-use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
+use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use countersign::pki::inspect::certificates;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, Client};
@@ -25,7 +26,7 @@ use support::control_plane::{ControlPlane, Process, free_ports};
 use support::operator::{NAMESPACE, Operator};
 use support::server::{Answer, Server, curl};
 use support::servers::{wait_until, write_files, write_server_certificate};
-use support::{create, eventually, namespace, program, wait_for};
+use support::{create, eventually, namespace, program, run, wait_for};
 
 /// An authority with clients, a server that answers for it, and a backend that tells what it was sent.
 struct Scene {
@@ -36,7 +37,7 @@ struct Scene {
     backend: u16,
     // Ended in this order.
     _operator: Operator,
-    _plane: ControlPlane,
+    plane: ControlPlane,
 }
 
 /// What a data plane lets in without a certificate.
@@ -55,8 +56,9 @@ impl Scene {
         let client = plane.client().await;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
-        let operator = Operator::start(&plane);
         let server = Server::start(&plane, None);
+        let gate = format!("--gate-url=http://127.0.0.1:{}", server.gate);
+        let operator = Operator::start_as(&plane, "controller", &[&gate]);
         let namespace = namespace(&client, "gate").await;
         let files = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");
         write_server_certificate(files.path());
@@ -67,7 +69,7 @@ impl Scene {
             server,
             backend: backend(),
             _operator: operator,
-            _plane: plane,
+            plane,
         };
         let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
         let mut bundle = Vec::new();
@@ -133,9 +135,11 @@ impl Scene {
     }
 
     /// Asks a data plane as a client, or as nobody, with further headers.
-    fn ask(&self, port: u16, client: Option<&str>, headers: &[String]) -> Told {
-        let url = format!("https://127.0.0.1:{port}/shop?x=1&authority=others");
-        let mut arguments = vec!["--insecure".to_owned()];
+    fn ask(&self, plane: &DataPlane, client: Option<&str>, headers: &[String]) -> Told {
+        let DataPlane { host, port, .. } = plane;
+        let url = format!("https://{host}:{port}/shop?x=1&authority=others");
+        let to = format!("{host}:{port}:127.0.0.1");
+        let mut arguments = vec!["--insecure".to_owned(), "--resolve".to_owned(), to];
         if let Some(name) = client {
             let file = |file: &str| self.path(name).join(file).display().to_string();
             arguments.extend(["--cert".into(), file("tls.crt"), "--key".into(), file("tls.key")]);
@@ -150,63 +154,50 @@ impl Scene {
 
     /// The same story for every data plane: who gets in, and what the backend is told. `own` are the headers by
     /// which the data plane tells the gate and its backends of the client.
-    async fn story(&self, start: impl Fn(&Self, Mode) -> DataPlane, own: &[&str]) {
-        let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| start(self, mode));
+    fn story(&self, required: &DataPlane, optional: &DataPlane, own: &[&str]) {
         let good = self.client_cert("good");
-        for plane in [&required, &optional] {
-            let told = self.ask(plane.port, Some("good"), &[]);
-            assert_eq!(
-                (told.status, &told.header("client-cert")),
-                (200, &vec![&*good]),
-                "{told:?}"
-            );
+        for plane in [required, optional] {
+            let told = self.ask(plane, Some("good"), &[]);
+            assert_eq!((told.status, told.header("client-cert")), (200, vec![&*good]), "{told:?}");
+            assert_eq!(self.ask(plane, Some("stranger"), &[]).status, plane.refusal);
         }
-        assert_eq!(self.ask(required.port, None, &[]).status, 403);
-        let told = self.ask(optional.port, None, &[]);
+        assert_eq!(self.ask(required, None, &[]).status, required.refusal);
+        let told = self.ask(optional, None, &[]);
         assert_eq!((told.status, told.header("client-cert").len()), (200, 0), "{told:?}");
-        // The data plane takes it for good; the gate was not asked about its authority.
-        for plane in [&required, &optional] {
-            assert_eq!(self.ask(plane.port, Some("stranger"), &[]).status, 403);
-        }
 
         // Headers from outside, without a certificate and with one's own.
         let pem = escape(&self.pem("good"));
-        let bare = good.trim_matches(':').to_owned();
+        let der = good.trim_matches(':').to_owned();
+        let xfcc = format!("Hash=00;Cert=\"{pem}\"");
         let mut forged = vec![format!("Client-Cert: {good}"), format!("Client-Cert-Chain: {good}")];
         for name in own {
-            let values = [
-                pem.clone(),
-                bare.clone(),
-                format!("Hash=00;Cert=\"{pem}\""),
-                "SUCCESS".to_owned(),
-            ];
-            forged.extend(values.map(|value| format!("{name}: {value}")));
+            for value in [&*pem, &*der, &*xfcc, "SUCCESS"] {
+                forged.push(format!("{name}: {value}"));
+            }
         }
-        for header in &forged {
-            let header = std::slice::from_ref(header);
-            assert_eq!(self.ask(required.port, None, header).status, 403, "{header:?}");
-            let told = self.ask(optional.port, None, header);
-            assert_eq!(told.status, 200, "{header:?}");
-            assert!(!told.tells(&good) && !told.tells(&pem), "{header:?}: {told:?}");
+        let forged_all = forged.clone();
+        for headers in forged.iter().map(std::slice::from_ref).chain([&*forged_all]) {
+            for client in [None, Some("stranger")] {
+                let told = self.ask(required, client, headers);
+                assert_eq!(told.status, required.refusal, "{headers:?}: {told:?}");
+            }
+            let told = self.ask(optional, None, headers);
+            assert_eq!(told.status, 200, "{headers:?}");
+            assert!(!told.tells(&der) && !told.tells(&pem), "{headers:?}: {told:?}");
+            let told = self.ask(required, Some("stolen"), headers);
+            let stolen = self.client_cert("stolen");
+            assert_eq!((told.status, told.header("client-cert")), (200, vec![&*stolen]));
+            assert!(!told.tells(&der) && !told.tells(&pem), "{headers:?}: {told:?}");
         }
-        let forged_all: Vec<String> = [&pem, &bare, &format!("Hash=00;Cert=\"{pem}\"")]
-            .iter()
-            .flat_map(|value| own.iter().map(move |name| format!("{name}: {value}")))
-            .collect();
-        assert_eq!(self.ask(required.port, Some("stranger"), &forged_all).status, 403);
-        let told = self.ask(required.port, Some("stolen"), &forged);
-        let stolen = self.client_cert("stolen");
-        assert_eq!((told.status, &told.header("client-cert")), (200, &vec![&*stolen]), "{told:?}");
-        assert!(!told.tells(&good) && !told.tells(&pem), "{told:?}");
     }
 
     /// After the revocation of `stolen`.
     async fn refused(&self, plane: &DataPlane) {
         eventually("the stolen certificate is refused", || async {
-            (self.ask(plane.port, Some("stolen"), &[]).status == 403).then_some(())
+            (self.ask(plane, Some("stolen"), &[]).status == 403).then_some(())
         })
         .await;
-        assert_eq!(self.ask(plane.port, Some("good"), &[]).status, 200);
+        assert_eq!(self.ask(plane, Some("good"), &[]).status, 200);
     }
 }
 
@@ -235,17 +226,27 @@ impl Told {
 
 /// A data plane as a process.
 struct DataPlane {
+    host: String,
     port: u16,
-    _process: Process,
+    /// What a client is told that is not let in: 403 by the gate, or 0 where the handshake fails.
+    refusal: u16,
+    _process: Rc<Process>,
 }
 
 impl DataPlane {
     fn start(mut command: Command, port: u16, log: &Path) -> Self {
+        let host = "127.0.0.1".to_owned();
         let log = fs::File::create(log).expect("a log");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        let process = Process(command.spawn().expect("it starts"));
+        let process = Rc::new(Process(command.spawn().expect("it starts")));
         wait_until("the data plane listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Self { port, _process: process }
+        Self { host, port, refusal: 403, _process: process }
+    }
+
+    /// Another host of the same data plane, which is programmed for one and asks for certificates by itself.
+    fn programmed(&self, host: &str) -> Self {
+        let process = self._process.clone();
+        Self { host: host.to_owned(), port: self.port, refusal: 0, _process: process }
     }
 }
 
@@ -401,14 +402,117 @@ fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
     DataPlane::start(command, port, &folder.join("log"))
 }
 
+/// Traefik over the cluster's objects.
+fn traefik(scene: &Scene) -> DataPlane {
+    let [port, other] = free_ports();
+    let mut command = Command::new(program("traefik"));
+    command
+        .arg(format!("--entrypoints.websecure.address=127.0.0.1:{port}"))
+        .arg(format!("--entrypoints.traefik.address=127.0.0.1:{other}"))
+        .args(["--global.checknewversion=false", "--global.sendanonymoususage=false"])
+        .args(["--providers.kubernetescrd=true", "--providers.kubernetescrd.safenaming=false"])
+        .arg("--providers.kubernetescrd.allowexternalnameservices=true")
+        .env("KUBECONFIG", scene.plane.kubeconfig("admin"));
+    DataPlane::start(command, port, &scene.path("traefik.log"))
+}
+
+/// A route to the backend for a host, and a trust that guards it.
+fn guarded(scene: &Scene, name: &str, trust: &str) -> String {
+    let backend = scene.backend;
+    let namespace = &scene.namespace;
+    format!(
+        "apiVersion: traefik.io/v1alpha1\n\
+         kind: IngressRoute\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n\
+         \x20 entryPoints: [websecure]\n\
+         \x20 tls: {{secretName: server}}\n\
+         \x20 routes: [{{kind: Rule, match: 'Host(`{name}.example.com`)', services: [{{name: backend, port: {backend}}}]}}]\n\
+         ---\n\
+         apiVersion: countersign.dev/v1alpha1\n\
+         kind: ClientTrust\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n\
+         \x20 authorities: [{{name: clients}}]\n\
+         \x20 targetRefs: [{{group: traefik.io, kind: IngressRoute, name: {name}}}]\n\
+         \x20 {trust}\n\
+         ---\n"
+    )
+}
+
+impl Scene {
+    fn kubectl(&self, arguments: &[&str], input: &str) {
+        let tools = std::env::var_os("COUNTERSIGN_TOOLS").expect("a folder with kubectl");
+        let kubectl = Path::new(&tools).join("kubectl").display().to_string();
+        let kubeconfig = self.plane.kubeconfig("admin").display().to_string();
+        run(&kubectl, &[&["--kubeconfig", &kubeconfig], arguments].concat(), input);
+    }
+}
+
+#[tokio::test]
+async fn traefik_lets_in_whom_the_gate_lets_in_and_tells_the_backend_as_the_trust_says() {
+    let scene = Scene::new().await;
+    let crds = std::env::var("TRAEFIK_CRDS").expect(
+        "TRAEFIK_CRDS names no file; run `make test`, or TRAEFIK_CRDS=$(e2e/traefik/crds) cargo test --test gate",
+    );
+    scene.kubectl(&["apply", "--server-side", "-f", &crds], "");
+    scene.kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", "-f", &crds], "");
+    let (namespace, pem) = (&*scene.namespace, scene.path("server.pem").display().to_string());
+    let secret = ["create", "secret", "tls", "server", "--cert", &pem, "--key", &pem];
+    scene.kubectl(&[&["-n", namespace], &secret[..]].concat(), "");
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: backend, namespace: {namespace}}}\n\
+         spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {}}}]}}\n---\n",
+        scene.backend
+    );
+    let trusts = [
+        ("required", "forwardIdentity: ClientCert"),
+        ("optional", "mode: Optional\n  forwardIdentity: ClientCert"),
+        ("native", "mode: Required"),
+    ];
+    let trusts = trusts.map(|(name, trust)| guarded(&scene, name, trust));
+    scene.kubectl(&["apply", "-f", "-"], &(service + &trusts.concat()));
+    for name in ["required", "optional", "native"] {
+        wait_for(&scene.api::<ClientTrust>(), name, READY, "True", "Programmed").await;
+    }
+    let traefik = traefik(&scene);
+    let [required, optional, native] = ["required", "optional", "native"]
+        .map(|name| traefik.programmed(&format!("{name}.example.com")));
+    for plane in [&required, &optional, &native] {
+        eventually("Traefik knows the route", || async {
+            (scene.ask(plane, Some("good"), &[]).status == 200).then_some(())
+        })
+        .await;
+    }
+    let own = ["X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info"];
+    scene.story(&required, &optional, &own);
+
+    // Unless it is asked for there is no Client-Cert, neither the gate's nor a forged one.
+    let good = scene.client_cert("good");
+    for header in ["Client-Cert", "Client-Cert-Chain"] {
+        let forged = [format!("{header}: {good}")];
+        let told = scene.ask(&native, Some("good"), &forged);
+        assert_eq!((told.status, told.header(header).len()), (200, 0), "{told:?}");
+        let forwarded = told.header("x-forwarded-tls-client-cert");
+        assert_eq!(forwarded, [good.trim_matches(':')], "{told:?}");
+    }
+    scene.revoke("stolen").await;
+    for plane in [&required, &optional, &native] {
+        scene.refused(plane).await;
+    }
+}
+
 #[tokio::test]
 async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
     let mut scene = Scene::new().await;
-    scene.story(nginx, &["ssl-client-cert", "ssl-client-verify"]).await;
-    scene.story(envoy, &["x-forwarded-client-cert"]).await;
-    let planes = [nginx(&scene, Mode::Required), envoy(&scene, Mode::Optional)];
+    let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| nginx(&scene, mode));
+    scene.story(&required, &optional, &["ssl-client-cert", "ssl-client-verify"]);
+    let nginx_plane = required;
+    let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| envoy(&scene, mode));
+    scene.story(&required, &optional, &["x-forwarded-client-cert"]);
+    let planes = [nginx_plane, optional];
     for plane in &planes {
-        assert_eq!(scene.ask(plane.port, Some("stolen"), &[]).status, 200);
+        assert_eq!(scene.ask(plane, Some("stolen"), &[]).status, 200);
     }
     scene.revoke("stolen").await;
     for plane in &planes {
@@ -420,7 +524,7 @@ async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
         [(nginx(&scene, Mode::Optional), 500), (envoy(&scene, Mode::Optional), 403)]
     {
         for client in [Some("good"), None] {
-            assert_eq!(scene.ask(plane.port, client, &[]).status, status);
+            assert_eq!(scene.ask(&plane, client, &[]).status, status);
         }
     }
 }

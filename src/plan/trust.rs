@@ -105,6 +105,7 @@ pub fn plan(world: &World<'_>) -> Plan {
         namespace: &namespace,
         trust: &name,
         mode: world.trust.spec.mode,
+        forward_identity: world.trust.spec.forward_identity,
         authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
         gate_url: world.gate_url,
     };
@@ -405,7 +406,7 @@ fn conflicting_route(world: &World<'_>, target: &Target<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::trust::Mode;
+    use crate::api::trust::{ForwardIdentity, Mode};
     use crate::api::{AuthorityReference, ClientTrustSpec};
     use crate::ingress::traefik::TRAEFIK;
     use serde_json::json;
@@ -421,6 +422,7 @@ mod tests {
                     name: "shop".into(),
                 }],
                 mode: Mode::Required,
+                forward_identity: ForwardIdentity::Native,
                 canary: None,
             },
         );
