@@ -169,7 +169,9 @@ impl Scene {
         let pem = escape(&self.pem("good"));
         let der = good.trim_matches(':').to_owned();
         let xfcc = format!("Hash=00;Cert=\"{pem}\"");
-        let mut forged = vec![format!("Client-Cert: {good}"), format!("Client-Cert-Chain: {good}")];
+        let mut forged = ["Client-Cert", "Client_Cert", "Client-Cert-Chain"]
+            .map(|name| format!("{name}: {good}"))
+            .to_vec();
         for name in own {
             for value in [&*pem, &*der, &*xfcc, "SUCCESS"] {
                 forged.push(format!("{name}: {value}"));
@@ -348,6 +350,7 @@ fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
     let manager = json!({
         "stat_prefix": "http",
         "forward_client_cert_details": "SANITIZE_SET",
+        "common_http_protocol_options": { "headers_with_underscores_action": "DROP_HEADER" },
         "set_current_client_cert_details": { "cert": true, "subject": true, "uri": true },
         "route_config": { "virtual_hosts": [{
             "name": "all", "domains": ["*"],
@@ -409,6 +412,7 @@ fn traefik(scene: &Scene) -> DataPlane {
     command
         .arg(format!("--entrypoints.websecure.address=127.0.0.1:{port}"))
         .arg(format!("--entrypoints.traefik.address=127.0.0.1:{other}"))
+        .arg("--entrypoints.websecure.http.aliasheadersstrategy=delete")
         .args(["--global.checknewversion=false", "--global.sendanonymoususage=false"])
         .args(["--providers.kubernetescrd=true", "--providers.kubernetescrd.safenaming=false"])
         .arg("--providers.kubernetescrd.allowexternalnameservices=true")
