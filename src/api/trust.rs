@@ -80,8 +80,8 @@ pub enum ForwardIdentity {
 #[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(self.group == 'networking.k8s.io' && self.kind == 'Ingress') || (self.group == 'traefik.io' && self.kind == 'IngressRoute')")
-        .message("targetRefs must name an Ingress of group networking.k8s.io or an IngressRoute of group traefik.io")
+    validation = Rule::new("(self.group == 'networking.k8s.io' && self.kind == 'Ingress') || (self.group == 'traefik.io' && self.kind == 'IngressRoute') || (self.group == 'projectcontour.io' && self.kind == 'HTTPProxy')")
+        .message("targetRefs must name an Ingress of group networking.k8s.io, an IngressRoute of group traefik.io or an HTTPProxy of group projectcontour.io")
 )]
 pub struct TargetReference {
     /// API group of the object.

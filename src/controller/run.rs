@@ -1,6 +1,6 @@
 //! The controller process: watches first, then leadership, then the loops.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::cluster::events::Events;
 use crate::cluster::leader::Candidate;
 use crate::cluster::ledger::{LedgerError, LedgerHandle};
 use crate::cluster::store::Store;
-use crate::ingress::traefik;
+use crate::ingress::{Kind, traefik};
 use crate::metrics::Metrics;
 use crate::plan::authority::key_of;
 use crate::token::Token;
@@ -78,15 +78,13 @@ fn push_everything(stores: &Stores, queues: &Queues) {
     stores.revocations.keys().into_iter().for_each(|key| queues.revocation.push(key));
     stores.trusts.keys().into_iter().for_each(|key| queues.trust.push(key));
     stores.trusts.keys().into_iter().for_each(|key| queues.canary.push(key));
-    let marks = |namespace: Option<String>, annotations: &BTreeMap<String, String>| {
-        let name = annotations.get(annotation::TRUST)?;
-        Some(Key::new(namespace?, name))
-    };
-    let ingresses = stores.ingresses.list();
-    let routes = stores.ingress_routes.list();
-    let marked = ingresses.iter().filter_map(|i| marks(i.namespace(), i.annotations()));
-    let marked = marked.chain(routes.iter().filter_map(|r| marks(r.namespace(), r.annotations())));
-    marked.for_each(|key| queues.trust.push(key));
+    for route in stores.all_routes() {
+        let metadata = &route["metadata"];
+        if let Some(name) = metadata["annotations"][annotation::TRUST].as_str() {
+            let namespace = metadata["namespace"].as_str().unwrap_or_default();
+            queues.trust.push(Key::new(namespace, name));
+        }
+    }
 }
 
 /// Runs until `shutdown` is true or leadership is lost. `ready` turns true when the watches are
@@ -364,7 +362,14 @@ fn start_watches(
     let api = Api::all(client.clone());
     tasks.spawn(stores.ingress_classes.watch(api, all.clone(), slim, changed));
 
-    watch_traefik(config, client, stores, queues, &all, &ours, tasks);
+    for (Kind { group, version, kind, .. }, routes) in &stores.routes {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        for api in scoped_dynamic(client, &config.namespaces, &resource) {
+            let changed = wake_trusts(queues, stores, routes.clone());
+            tasks.spawn(routes.watch(api, all.clone(), slim, changed));
+        }
+    }
+    watch_traefik(config, client, stores, queues, &ours, tasks);
 }
 
 /// Labels and annotations of namespaces: what `spec.allow` of an authority selects by.
@@ -455,22 +460,18 @@ where
     }
 }
 
+/// The objects that were made for Traefik.
 fn watch_traefik(
     config: &Config,
     client: &Client,
     stores: &Stores,
     queues: &Queues,
-    all: &watcher::Config,
     ours: &watcher::Config,
     tasks: &mut JoinSet<()>,
 ) {
     let resource = |kind: &str| {
         ApiResource::from_gvk(&GroupVersionKind::gvk(traefik::GROUP, traefik::VERSION, kind))
     };
-    for api in scoped_dynamic(client, &config.namespaces, &resource("IngressRoute")) {
-        let changed = wake_trusts(queues, stores, stores.ingress_routes.clone());
-        tasks.spawn(stores.ingress_routes.watch(api, all.clone(), slim, changed));
-    }
     for (kind, store) in [("TLSOption", &stores.tls_options), ("Middleware", &stores.middlewares)] {
         for api in scoped_dynamic(client, &config.namespaces, &resource(kind)) {
             let (queue, objects) = (queues.trust.clone(), store.clone());

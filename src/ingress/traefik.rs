@@ -21,7 +21,7 @@ use crate::api::trust::{ForwardIdentity, Mode, Reason};
 /// The row of Traefik.
 pub const TRAEFIK: DataPlane = DataPlane {
     name: "Traefik",
-    ingress_controller: "traefik.io/ingress-controller",
+    ingress_controller: Some("traefik.io/ingress-controller"),
     kinds: &[Kind { group: GROUP, version: VERSION, kind: "IngressRoute", detach }],
     revocation: Revocation::ViaGate,
     objects,
@@ -230,7 +230,7 @@ fn options(object: &Value) -> String {
 
 /// Traefik chooses TLS options by the host that the client names in the handshake; a rule without one gets
 /// its default options, which ask nobody for a certificate.
-fn exposure(_: &Request<'_>, object: &Value) -> Option<Exposure> {
+fn exposure(_: &Request<'_>, object: &Value, _: &[&Value]) -> Option<Exposure> {
     (!names_its_hosts(object)).then(|| Exposure {
         reason: Reason::HostMissing,
         message: "has a rule without an exact host: Traefik then asks nobody for a certificate; give every rule its host".to_owned(),

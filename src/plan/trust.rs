@@ -27,6 +27,21 @@ pub mod secret_key {
     pub const CRL: &str = "ca.crl";
 }
 
+/// The keys under which the CRLs stand in a trust's Secret: the one for everybody, and others that the data
+/// planes of its targets insist on.
+pub fn crl_keys(trust: &ClientTrust) -> Vec<&'static str> {
+    let mut keys = vec![secret_key::CRL];
+    for target in &trust.spec.target_refs {
+        let plane = ingress::by_kind(&target.group, &target.kind);
+        if let Some(Revocation::ByCrl(key)) = plane.map(|(plane, _)| plane.revocation)
+            && !keys.contains(&key)
+        {
+            keys.push(key);
+        }
+    }
+    keys
+}
+
 /// As many CAs are named in status.
 const CRLS_IN_STATUS: usize = 64;
 
@@ -72,7 +87,7 @@ pub struct Anchor<'a> {
     pub mark: &'a str,
     /// Their CRLs, PEM; absent when they alone don't fit a Secret.
     pub crl: Option<&'a str>,
-    /// What certificates and CRLs take, PEM.
+    /// What certificates and CRLs take in the Secret, PEM, the CRLs under each of the [`crl_keys`].
     pub bytes: usize,
     /// Which CRLs these are.
     pub numbers: &'a [(CaKey, CrlNumber)],
@@ -178,7 +193,7 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
     let mut data = BTreeMap::from([(secret_key::CA.to_owned(), ByteString(bundles.into_bytes()))]);
     if too_large(authorities).is_none() {
         let crls: String = anchors().filter_map(|anchor| anchor.crl).collect();
-        data.insert(secret_key::CRL.to_owned(), ByteString(crls.into_bytes()));
+        set_crls(trust, &mut data, &ByteString(crls.into_bytes()));
     }
     // The authority reads these: a new CA signs only when its bundle is everywhere.
     let bundles = authorities.iter().map(|(name, anchor)| {
@@ -198,6 +213,11 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
         data: Some(data),
         ..Secret::default()
     }
+}
+
+/// Puts CRLs into the data of a trust's Secret.
+pub fn set_crls(trust: &ClientTrust, data: &mut BTreeMap<String, ByteString>, crls: &ByteString) {
+    data.extend(crl_keys(trust).into_iter().map(|key| (key.to_owned(), crls.clone())));
 }
 
 /// For a data plane that refuses revoked certificates by `ca.crl` alone: beside CAs without any CRL it would
@@ -399,13 +419,12 @@ fn exposure(world: &World<'_>, target: &Target<'_>) -> Option<Exposure> {
     let (Some(object), Ok(plane)) = (&target.object, &target.data_plane) else { return None };
     let names = (world.trust.namespace().unwrap_or_default(), world.trust.name_any());
     let request = request(world, &names);
-    let others = world.routes.iter().filter(|(other, _)| other.name == plane.name);
-    if let Some(message) =
-        ingress::conflict(plane, &request, object, others.map(|(_, route)| route))
-    {
+    let same = world.routes.iter().filter(|(other, _)| other.name == plane.name);
+    let routes: Vec<&Value> = same.map(|(_, route)| route).collect();
+    if let Some(message) = ingress::conflict(plane, &request, object, routes.iter().copied()) {
         return Some(Exposure { reason: Reason::Conflict, message });
     }
-    let found = (plane.exposure)(&request, object)?;
+    let found = (plane.exposure)(&request, object, &routes)?;
     let TargetReference { kind, name, .. } = target.reference;
     Some(Exposure { message: format!("{kind} {name:?} {}", found.message), ..found })
 }
@@ -419,7 +438,7 @@ fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>)
             Reason::ViaGate.as_str(),
             "the data plane has no CRL support; the gate refuses revoked certificates",
         ),
-        Ok(Revocation::ByCrl) => match (exposure, too_large(&world.authorities)) {
+        Ok(Revocation::ByCrl(_)) => match (exposure, too_large(&world.authorities)) {
             (Some(exposure), _) => no(Reason::NotProgrammed, exposure.message.clone()),
             (None, Some(message)) => no(Reason::CRLTooLarge, message),
             (None, None) => Wanted::yes(

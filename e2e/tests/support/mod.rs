@@ -3,8 +3,11 @@
 
 #![allow(missing_docs, dead_code)]
 
+pub mod contour;
 pub mod control_plane;
+pub mod data_plane;
 pub mod handshake;
+pub mod haproxy_ingress;
 pub mod observer;
 pub mod operator;
 pub mod pki;
