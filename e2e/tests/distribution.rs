@@ -7,7 +7,6 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -25,25 +24,17 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use serde_json::Value;
 
-use support::control_plane::{ControlPlane, Process, binary, free_ports};
+use support::control_plane::ControlPlane;
 use support::operator::{NAMESPACE, Operator};
-use support::{ask, create, delete, eventually, namespace, openssl, program, wait_for};
+use support::server::{Server, clock, curl};
+use support::{ask, create, delete, eventually, namespace, openssl, wait_for};
 
 /// A control plane with an authority and identities, and a folder for what clients fetch.
 struct Scene {
     plane: ControlPlane,
     client: Client,
     namespace: String,
-}
-
-/// `countersign serve` as a process.
-struct Server {
-    process: Process,
-    crl: u16,
-    gate: u16,
-    health: u16,
 }
 
 impl Scene {
@@ -111,117 +102,6 @@ impl Scene {
 
     fn log(&self) -> String {
         fs::read_to_string(self.folder().join("server.log")).unwrap_or_default()
-    }
-}
-
-impl Server {
-    fn start(plane: &ControlPlane, cache: Option<&Path>) -> Self {
-        let log = plane.folder().join("server.log");
-        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
-        let [crl, gate, health] = free_ports();
-        let mut command = Command::new(binary());
-        command
-            .args(["serve", "--namespace", NAMESPACE])
-            .arg(format!("--crl-listen=127.0.0.1:{crl}"))
-            .arg(format!("--gate-listen=127.0.0.1:{gate}"))
-            .arg(format!("--health-listen=127.0.0.1:{health}"))
-            .args(cache.map(|folder| format!("--crl-cache={}", folder.display())))
-            .env("KUBECONFIG", plane.kubeconfig("operator"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log);
-        let child = command.spawn().expect("the server starts");
-        Self { process: Process(child), crl, gate, health }
-    }
-
-    /// Ends it without warning.
-    fn kill(mut self) {
-        self.process.0.kill().expect("it runs");
-        self.process.0.wait().expect("it ends");
-    }
-
-    /// Asks it to end, as Kubernetes does.
-    fn stop(mut self) {
-        let pid = self.process.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-        assert!(self.process.0.wait().expect("it ends").success());
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.crl)
-    }
-
-    fn health(&self, path: &str) -> Answer {
-        curl(&[&format!("http://127.0.0.1:{}{path}", self.health)])
-    }
-
-    async fn until_ready(&self) {
-        eventually("the server is ready", || async {
-            (self.health("/readyz").status == 200).then_some(())
-        })
-        .await;
-    }
-
-    /// What the gate says to a certificate.
-    fn ask_gate(&self, certificate: &str) -> u16 {
-        let gate = self.gate;
-        let url = format!("http://127.0.0.1:{gate}/gate/traefik?mode=Required&authority=clients");
-        curl(&["--header", &format!("X-Forwarded-Tls-Client-Cert: {certificate}"), &url]).status
-    }
-
-    fn metric(&self, name: &str) -> Option<f64> {
-        let text = String::from_utf8(self.health("/metrics").body).expect("text");
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        line.rsplit_once(' ')?.1.parse().ok()
-    }
-
-    /// The entry of the authority's CRL in the list, once the list has one.
-    fn listed(&self) -> Option<Value> {
-        let answer = curl(&[&self.url("/crl/index.json")]);
-        let index: Value = serde_json::from_slice(&answer.body).ok()?;
-        index["crls"].as_array()?.first().cloned()
-    }
-
-    /// Waits until a CRL with so many entries is served.
-    async fn until_entries(&self, entries: u64) -> Value {
-        eventually(&format!("a CRL with {entries} entries is served"), || async {
-            self.listed().filter(|listed| listed["entries"] == entries)
-        })
-        .await
-    }
-}
-
-/// What curl got: 0 when nobody answered.
-struct Answer {
-    status: u16,
-    headers: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> &str {
-        let mut lines = self.headers.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
-    }
-}
-
-fn curl(arguments: &[&str]) -> Answer {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (head, body) = (folder.path().join("head"), folder.path().join("body"));
-    let output = Command::new(program("curl"))
-        .args(["--silent", "--max-time", "10", "--write-out", "%{http_code}"])
-        .arg("--dump-header")
-        .arg(&head)
-        .arg("--output")
-        .arg(&body)
-        .args(arguments)
-        .output()
-        .expect("curl runs");
-    let status = String::from_utf8_lossy(&output.stdout);
-    Answer {
-        status: status.parse().expect("a status"),
-        headers: fs::read_to_string(head).unwrap_or_default(),
-        body: fs::read(body).unwrap_or_default(),
     }
 }
 
@@ -355,7 +235,9 @@ async fn a_server_serves_on_without_the_api_server() {
     assert_eq!(again.header("etag"), before.header("etag"));
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
     assert_eq!(server.metric("countersign_crl_served_from_disk"), Some(1.0));
-    assert_eq!(server.metric("countersign_crl_watch_timestamp_seconds"), None);
+    let confirmed = server.metric("countersign_crl_watch_timestamp_seconds");
+    let this = "countersign_crl_served_this_update_timestamp_seconds{authority=\"clients\"}";
+    assert!(confirmed.is_some_and(|time| Some(time) == server.metric(this)));
     let next = "countersign_crl_served_next_update_timestamp_seconds{authority=\"clients\"}";
     assert!(server.metric(next).is_some_and(|time| time > 1.0));
 
@@ -388,7 +270,8 @@ async fn a_server_serves_on_without_the_api_server() {
     scene.revoke("good").await;
     server.until_entries(2).await;
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (403, 403));
-    assert!(server.metric("countersign_crl_watch_timestamp_seconds").is_some());
+    let confirmed_again = server.metric("countersign_crl_watch_timestamp_seconds");
+    assert!(confirmed_again > confirmed, "{confirmed_again:?}");
 
     // A CRL that is published no more is served no more, and its copy goes.
     let config_maps: Api<ConfigMap> = Api::namespaced(scene.client.clone(), NAMESPACE);
@@ -396,6 +279,55 @@ async fn a_server_serves_on_without_the_api_server() {
     delete(&config_maps, "crl-clients-1").await;
     eventually("it is gone", || async {
         (server.listed().is_none() && !copy.exists()).then_some(())
+    })
+    .await;
+    server.stop();
+}
+
+#[tokio::test]
+async fn the_gate_shuts_when_its_crls_go_unconfirmed_and_opens_when_they_are_confirmed() {
+    let (mut scene, operator) = Scene::new(&["good"]).await;
+    let good = scene.header("good").await;
+    let (cache, time) = (scene.folder().join("cache"), scene.folder().join("time"));
+    fs::write(&time, "+0").expect("written");
+    let mut server = Server::start_in(&scene.plane, Some(&cache), &clock(&time));
+    server.until_ready().await;
+    server.until_entries(0).await;
+    assert_eq!(server.ask_gate(&good), 200);
+    let copy = cache.join("crl-clients-1.json");
+    eventually("the copy is on the disk", || async { copy.exists().then_some(()) }).await;
+    operator.kill();
+    scene.plane.stop_apiserver();
+
+    // The bound is a day; a CRL is valid for a week. A restart begins no new day.
+    for restart in [false, true] {
+        if restart {
+            server.kill();
+            fs::write(&time, "+0").expect("written");
+            server = Server::start_in(&scene.plane, Some(&cache), &clock(&time));
+            server.until_ready().await;
+        }
+        for (offset, status, why) in [
+            ("+23h", 200, ""),
+            ("+25h", 403, "has not heard of revocations for too long"),
+            ("+169h", 403, "the revocation list has expired"),
+        ] {
+            fs::write(&time, offset).expect("written");
+            let answer = server.gate_answer(&good);
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            assert_eq!(answer.status, status, "{offset}, restart: {restart}: {text}");
+            assert!(text.contains(why), "{offset}, restart: {restart}: {text}");
+        }
+    }
+    let refused = "countersign_gate_decisions_total{decision=\"stale\"}";
+    assert_eq!(server.metric(refused), Some(1.0));
+
+    // The API server is back, and the server, as it is, lets in again.
+    fs::write(&time, "+25h").expect("written");
+    assert_eq!(server.ask_gate(&good), 403);
+    scene.plane.restart_apiserver().await;
+    eventually("a good client is let in again", || async {
+        (server.ask_gate(&good) == 200).then_some(())
     })
     .await;
     server.stop();

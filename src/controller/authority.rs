@@ -118,7 +118,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     decision.rotating.type_ = ROTATING;
     let mut conditions = vec![ready, decision.rotating];
     if let Some(signing) = &signing {
-        let bytes = signing.secret_bytes();
+        let bytes = signing.secret_bytes(context.stores.crl_copies(&key.name));
         context
             .metrics
             .crl_headroom
@@ -414,8 +414,9 @@ async fn put_status(
         .collect();
     let crl = signing.map(|signing| {
         let published = &signing.active().published;
+        let copies = context.stores.crl_copies(&authority.name_any());
         let (facts, bytes) = (&*published.facts, published.bytes);
-        CrlView { facts, bytes, secret_bytes: signing.secret_bytes() }
+        CrlView { facts, bytes, secret_bytes: signing.secret_bytes(copies) }
     });
     let mut wanted = status(authority, &views, crl, counts, conditions, now);
     if signing.is_none() {

@@ -4,24 +4,28 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
+use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
 use kube::{Client, Resource, ResourceExt};
+use serde_json::Value;
 
 use super::canary::{Canaries, Settings};
-use super::queue::Queue;
+use super::queues::Queues;
 use super::servers::Servers;
 use super::upkeep::Repairs;
 use crate::api::allow::Allow;
 use crate::api::condition::{READY, is_true};
+use crate::api::trust::TargetReference;
 use crate::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use crate::cluster::Key;
 use crate::cluster::events::Events;
 use crate::cluster::ledger::LedgerHandle;
 use crate::cluster::store::Store;
+use crate::ingress::{self, Kind};
 use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
@@ -34,6 +38,7 @@ use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
 use crate::plan::scope::{Target, target};
+use crate::plan::trust::crl_keys;
 use crate::token::Token;
 
 /// What the watches saw.
@@ -57,8 +62,8 @@ pub struct Stores {
     pub ingresses: Store<Ingress>,
     /// All IngressClasses.
     pub ingress_classes: Store<IngressClass>,
-    /// Traefik's IngressRoutes, when it is installed.
-    pub ingress_routes: Store<DynamicObject>,
+    /// The data planes' own kinds of routes, as far as they are installed.
+    pub routes: Vec<(&'static Kind, Store<DynamicObject>)>,
     /// Traefik's TLSOptions that carry our label.
     pub tls_options: Store<DynamicObject>,
     /// Traefik's Middlewares that carry our label.
@@ -88,7 +93,7 @@ impl Default for Stores {
             crls: Store::default(),
             ingresses: Store::default(),
             ingress_classes: Store::default(),
-            ingress_routes: Store::default(),
+            routes: ingress::kinds().map(|kind| (kind, Store::default())).collect(),
             tls_options: Store::default(),
             middlewares: Store::default(),
         }
@@ -108,10 +113,39 @@ impl Stores {
             self.crls.ready(),
             self.ingresses.ready(),
             self.ingress_classes.ready(),
-            self.ingress_routes.ready(),
+            join_all(self.routes.iter().map(|(_, routes)| routes.ready())),
             self.tls_options.ready(),
             self.middlewares.ready(),
         );
+    }
+
+    /// Every Ingress, and every route of a data plane's own kind.
+    pub fn all_routes(&self) -> Vec<Value> {
+        let ingresses = self.ingresses.list();
+        let ingresses =
+            ingresses.iter().filter_map(|ingress| serde_json::to_value(&**ingress).ok());
+        let own = self.routes.iter().flat_map(|(_, routes)| routes.list());
+        ingresses.chain(own.filter_map(|route| serde_json::to_value(&*route).ok())).collect()
+    }
+
+    /// The route that a trust of a namespace names.
+    pub fn route(&self, namespace: &str, target: &TargetReference) -> Option<Value> {
+        let key = Key::new(namespace, &target.name);
+        let own = |(kind, _): &&(&Kind, _)| kind.group == target.group && kind.kind == target.kind;
+        match self.routes.iter().find(own) {
+            Some((_, routes)) => serde_json::to_value(&*routes.get(&key)?).ok(),
+            None => serde_json::to_value(&*self.ingresses.get(&key)?).ok(),
+        }
+    }
+
+    /// How many copies of an authority's CRLs stand in the Secret that has the most of them.
+    pub fn crl_copies(&self, authority: &str) -> usize {
+        let trusts = self.trusts.list();
+        let names = |trust: &&Arc<ClientTrust>| {
+            trust.spec.authorities.iter().any(|reference| reference.name == authority)
+        };
+        let copies = trusts.iter().filter(names).map(|trust| crl_keys(trust).len());
+        copies.max().unwrap_or(1)
     }
 }
 
@@ -133,21 +167,6 @@ fn fingerprint_key(fingerprint: &str) -> String {
 pub fn revocation_keys(identity: &Key, serial: &Serial, fingerprint: &str) -> [String; 3] {
     let name = index_key(&identity.namespace, &identity.name);
     [name, serial_key(serial), fingerprint_key(fingerprint)]
-}
-
-/// The queues, one for each controller.
-#[derive(Clone)]
-pub struct Queues {
-    /// Authorities.
-    pub authority: Queue,
-    /// Identities.
-    pub identity: Queue,
-    /// Revocations.
-    pub revocation: Queue,
-    /// Trusts.
-    pub trust: Queue,
-    /// Canaries, by the trust that they try.
-    pub canary: Queue,
 }
 
 /// A CA as it was read from its Secret.
@@ -234,16 +253,16 @@ impl Signing {
 
     /// The CRLs of all trusted CAs, PEM, one after the other; nothing when they don't fit a Secret.
     pub fn crls(&self) -> Option<String> {
-        if self.secret_bytes() > SECRET_LIMIT {
+        if self.secret_bytes(1) > SECRET_LIMIT {
             return None;
         }
         self.generations.iter().map(|one| one.published.der.as_deref().map(to_pem)).collect()
     }
 
-    /// What the trust bundle and the CRLs take in the Secret of a `ClientTrust`.
-    pub fn secret_bytes(&self) -> usize {
+    /// What the trust bundle and so many copies of the CRLs take in the Secret of a `ClientTrust`.
+    pub fn secret_bytes(&self, copies: usize) -> usize {
         let crls = self.generations.iter().map(|one| pem_len(one.published.bytes));
-        self.bundle.len() + crls.sum::<usize>()
+        self.bundle.len() + copies * crls.sum::<usize>()
     }
 
     /// Which CRLs these are.

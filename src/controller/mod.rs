@@ -14,6 +14,7 @@ mod orphans;
 mod probe;
 mod publish;
 pub mod queue;
+pub mod queues;
 pub mod revocation;
 mod rollout;
 pub mod run;

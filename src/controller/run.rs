@@ -1,6 +1,6 @@
 //! The controller process: watches first, then leadership, then the loops.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -11,22 +11,26 @@ use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::context::{Context, Queues, Stores, index_key, revocation_keys};
-use super::queue::{self, Queue};
+use super::context::{Context, Stores, index_key, revocation_keys};
+use super::queue;
+use super::queues::{Incoming, Queues, queues};
 use super::servers::Servers;
 use super::{authority, canary, compaction, identity, revocation, trust};
-use crate::api::{ClientIdentity, annotation, label};
+use crate::api::condition::{RECORDED, is_true};
+use crate::api::{
+    CertificateRevocation, CertificateRevocationStatus, ClientIdentity, annotation, label,
+};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
 use crate::cluster::events::Events;
 use crate::cluster::leader::Candidate;
 use crate::cluster::ledger::{LedgerError, LedgerHandle};
 use crate::cluster::store::Store;
-use crate::ingress::traefik;
+use crate::ingress::{Kind, traefik};
 use crate::metrics::Metrics;
 use crate::plan::authority::key_of;
 use crate::token::Token;
@@ -67,29 +71,6 @@ pub enum RunError {
     LeadershipLost,
 }
 
-/// The incoming end of each queue.
-struct Incoming {
-    authority: mpsc::UnboundedReceiver<(Key, Duration)>,
-    identity: mpsc::UnboundedReceiver<(Key, Duration)>,
-    revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
-    trust: mpsc::UnboundedReceiver<(Key, Duration)>,
-    canary: mpsc::UnboundedReceiver<(Key, Duration)>,
-}
-
-impl Incoming {
-    fn drain(&mut self) {
-        for queue in [
-            &mut self.authority,
-            &mut self.identity,
-            &mut self.revocation,
-            &mut self.trust,
-            &mut self.canary,
-        ] {
-            while queue.try_recv().is_ok() {}
-        }
-    }
-}
-
 /// A new leader looks at everything once, also at routes that carry the mark of a trust that is gone.
 fn push_everything(stores: &Stores, queues: &Queues) {
     stores.authorities.keys().into_iter().for_each(|key| queues.authority.push(key));
@@ -97,15 +78,13 @@ fn push_everything(stores: &Stores, queues: &Queues) {
     stores.revocations.keys().into_iter().for_each(|key| queues.revocation.push(key));
     stores.trusts.keys().into_iter().for_each(|key| queues.trust.push(key));
     stores.trusts.keys().into_iter().for_each(|key| queues.canary.push(key));
-    let marks = |namespace: Option<String>, annotations: &BTreeMap<String, String>| {
-        let name = annotations.get(annotation::TRUST)?;
-        Some(Key::new(namespace?, name))
-    };
-    let ingresses = stores.ingresses.list();
-    let routes = stores.ingress_routes.list();
-    let marked = ingresses.iter().filter_map(|i| marks(i.namespace(), i.annotations()));
-    let marked = marked.chain(routes.iter().filter_map(|r| marks(r.namespace(), r.annotations())));
-    marked.for_each(|key| queues.trust.push(key));
+    for route in stores.all_routes() {
+        let metadata = &route["metadata"];
+        if let Some(name) = metadata["annotations"][annotation::TRUST].as_str() {
+            let namespace = metadata["namespace"].as_str().unwrap_or_default();
+            queues.trust.push(Key::new(namespace, name));
+        }
+    }
 }
 
 /// Runs until `shutdown` is true or leadership is lost. `ready` turns true when the watches are
@@ -204,24 +183,6 @@ pub async fn run(
     if lost { Err(RunError::LeadershipLost) } else { Ok(()) }
 }
 
-fn queues() -> (Queues, Incoming) {
-    let (authority, authority_in) = Queue::new();
-    let (identity, identity_in) = Queue::new();
-    let (revocation, revocation_in) = Queue::new();
-    let (trust, trust_in) = Queue::new();
-    let (canary, canary_in) = Queue::new();
-    (
-        Queues { authority, identity, revocation, trust, canary },
-        Incoming {
-            authority: authority_in,
-            identity: identity_in,
-            revocation: revocation_in,
-            trust: trust_in,
-            canary: canary_in,
-        },
-    )
-}
-
 async fn run_loops(
     context: Arc<Context>,
     incoming: Incoming,
@@ -229,25 +190,27 @@ async fn run_loops(
     stop: watch::Receiver<bool>,
 ) {
     macro_rules! control {
-        ($module:ident, $concurrency:expr) => {{
+        ($module:path, $queue:ident, $concurrency:expr) => {{
+            use $module as module;
             let context = context.clone();
             let metrics = context.metrics.clone();
             queue::run(
-                $module::NAME,
-                incoming.$module,
+                module::NAME,
+                incoming.$queue,
                 $concurrency,
                 metrics,
                 stop.clone(),
-                move |key| $module::reconcile(context.clone(), key),
+                move |key| module::reconcile(context.clone(), key),
             )
         }};
     }
     tokio::join!(
-        control!(authority, 4),
-        control!(identity, concurrency),
-        control!(revocation, concurrency),
-        control!(trust, 4),
-        control!(canary, 4),
+        control!(authority, authority, 4),
+        control!(identity, identity, concurrency),
+        control!(revocation::record, revocation, revocation::record::CONCURRENCY),
+        control!(revocation::tell, revocation_status, concurrency),
+        control!(trust, trust, 4),
+        control!(canary, canary, 4),
         compaction::run(context.clone(), stop.clone()),
     );
 }
@@ -344,15 +307,18 @@ fn start_watches(
     // Those of the operator's own namespace reach every other one.
     for api in scoped(client, &with_home(config)) {
         let (queue, revocations) = (queues.clone(), stores.revocations.clone());
-        let changed = move |key: &Key, previous: Option<&crate::api::CertificateRevocation>| {
+        let changed = move |key: &Key, previous: Option<&CertificateRevocation>| {
             queue.revocation.push(key.clone());
             let now = revocations.get(key);
-            if let Some(identity) = now
-                .as_deref()
-                .or(previous)
-                .and_then(|revocation| revocation.spec.identity_ref.as_ref())
-            {
-                queue.identity.push(Key::new(&key.namespace, &identity.name));
+            // Until it is recorded there is nothing to tell of it; recording wakes whom it concerns.
+            let is_told =
+                |status: &CertificateRevocationStatus| is_true(&status.conditions, RECORDED);
+            if now.as_ref().is_some_and(|now| !now.status.as_ref().is_some_and(is_told)) {
+                return;
+            }
+            let either = now.as_deref().or(previous);
+            if let Some(name) = either.and_then(|one| one.spec.identity_ref.as_ref()) {
+                queue.identity.push(Key::new(&key.namespace, &name.name));
             }
         };
         tasks.spawn(stores.revocations.watch(api, all.clone(), slim, changed));
@@ -396,7 +362,14 @@ fn start_watches(
     let api = Api::all(client.clone());
     tasks.spawn(stores.ingress_classes.watch(api, all.clone(), slim, changed));
 
-    watch_traefik(config, client, stores, queues, &all, &ours, tasks);
+    for (Kind { group, version, kind, .. }, routes) in &stores.routes {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        for api in scoped_dynamic(client, &config.namespaces, &resource) {
+            let changed = wake_trusts(queues, stores, routes.clone());
+            tasks.spawn(routes.watch(api, all.clone(), slim, changed));
+        }
+    }
+    watch_traefik(config, client, stores, queues, &ours, tasks);
 }
 
 /// Labels and annotations of namespaces: what `spec.allow` of an authority selects by.
@@ -487,22 +460,18 @@ where
     }
 }
 
+/// The objects that were made for Traefik.
 fn watch_traefik(
     config: &Config,
     client: &Client,
     stores: &Stores,
     queues: &Queues,
-    all: &watcher::Config,
     ours: &watcher::Config,
     tasks: &mut JoinSet<()>,
 ) {
     let resource = |kind: &str| {
         ApiResource::from_gvk(&GroupVersionKind::gvk(traefik::GROUP, traefik::VERSION, kind))
     };
-    for api in scoped_dynamic(client, &config.namespaces, &resource("IngressRoute")) {
-        let changed = wake_trusts(queues, stores, stores.ingress_routes.clone());
-        tasks.spawn(stores.ingress_routes.watch(api, all.clone(), slim, changed));
-    }
     for (kind, store) in [("TLSOption", &stores.tls_options), ("Middleware", &stores.middlewares)] {
         for api in scoped_dynamic(client, &config.namespaces, &resource(kind)) {
             let (queue, objects) = (queues.trust.clone(), store.clone());

@@ -23,8 +23,8 @@ use crate::ingress::{self, DataPlane, Edit, Revocation};
 use crate::pki::crl_bundle;
 use crate::plan::crl::BACKDATE;
 use crate::plan::trust::{
-    Anchor, Served, Target, World, close_without_crl, gate_lags, is_owned, plan, secret,
-    secret_key, status,
+    Anchor, Served, Target, World, close_without_crl, crl_keys, gate_lags, is_owned, plan, secret,
+    secret_key, set_crls, status,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -81,7 +81,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
                 bundle: &signing.bundle,
                 mark: &signing.mark,
                 crl: crl.as_deref(),
-                bytes: signing.secret_bytes(),
+                bytes: signing.secret_bytes(crl_keys(&trust).len()),
                 numbers,
             });
             (*name, anchor)
@@ -235,23 +235,14 @@ fn names(trust: &ClientTrust, object: &Value) -> bool {
 }
 
 fn routes_of_namespace(context: &Context, namespace: &str) -> Vec<Value> {
-    let all = all_routes(context);
+    let all = context.stores.all_routes();
     all.into_iter().filter(|object| object["metadata"]["namespace"] == namespace).collect()
-}
-
-fn all_routes(context: &Context) -> Vec<Value> {
-    let ingresses = context.stores.ingresses.list();
-    let routes = context.stores.ingress_routes.list();
-    let mut all: Vec<Value> =
-        ingresses.iter().filter_map(|ingress| serde_json::to_value(&**ingress).ok()).collect();
-    all.extend(routes.iter().filter_map(|route| serde_json::to_value(&**route).ok()));
-    all
 }
 
 /// Every route with the data plane that serves it. One whose class is nobody's that we know concerns none.
 fn served_routes(context: &Context) -> Vec<(&'static DataPlane, Value)> {
     let served = |object: Value| Some((data_plane(context, &object).ok()?, object));
-    all_routes(context).into_iter().filter_map(served).collect()
+    context.stores.all_routes().into_iter().filter_map(served).collect()
 }
 
 async fn gather_targets<'a>(
@@ -359,10 +350,11 @@ async fn put_secret(
             return Err(WriteError::NotOwned(object));
         }
         // CRLs that don't fit: the last ones that did are better than none.
-        let kept = present.data.as_ref().and_then(|data| data.get(secret_key::CRL));
         let data = wanted.data.get_or_insert_default();
-        if let Some(crls) = kept.filter(|_| !data.contains_key(secret_key::CRL)) {
-            data.insert(secret_key::CRL.to_owned(), crls.clone());
+        for key in crl_keys(trust) {
+            if let Some(kept) = present.data.as_ref().and_then(|data| data.get(key)) {
+                data.entry(key.to_owned()).or_insert_with(|| kept.clone());
+            }
         }
         keep_later_crls(context, trust, &mut wanted, present);
     }
@@ -393,7 +385,8 @@ async fn put_secret(
 fn reads_crl(context: &Context, trust: &ClientTrust) -> bool {
     let routes = routes_of_namespace(context, &trust.namespace().unwrap_or_default());
     let by_crl = |object: &Value| {
-        data_plane(context, object).is_ok_and(|plane| plane.revocation == Revocation::ByCrl)
+        data_plane(context, object)
+            .is_ok_and(|plane| matches!(plane.revocation, Revocation::ByCrl(_)))
     };
     routes.iter().any(|object| names(trust, object) && by_crl(object))
 }
@@ -414,7 +407,7 @@ fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, 
     let kept = crl_bundle::keep_later(&ours.0, &in_service.0, &cas, Timestamp::now());
     if kept != ours.0 {
         info!("the Secret holds a later CRL than was seen here; it stays");
-        wanted.data.get_or_insert_default().insert(secret_key::CRL.to_owned(), ByteString(kept));
+        set_crls(trust, wanted.data.get_or_insert_default(), &ByteString(kept));
     }
 }
 
@@ -472,11 +465,11 @@ pub fn trusts_of_route(stores: &Stores, route: &Value) -> Vec<Key> {
         {
             return true;
         }
-        let key = Key::new(trust.namespace().unwrap_or_default(), &target.name);
-        let other = match target.kind.as_str() {
-            "Ingress" => stores.ingresses.get(&key).and_then(|o| serde_json::to_value(&*o).ok()),
-            _ => stores.ingress_routes.get(&key).and_then(|o| serde_json::to_value(&*o).ok()),
-        };
+        // One that serves no host may be a part of any other.
+        if hosts.is_empty() && route["kind"] == target.kind {
+            return true;
+        }
+        let other = stores.route(&trust.namespace().unwrap_or_default(), target);
         other.is_some_and(|other| ingress::hosts(&other).iter().any(|host| hosts.contains(host)))
     };
     let trusts = stores.trusts.list();

@@ -16,7 +16,7 @@ pub fn attach(request: &Request<'_>, target: &Value, mut wanted: Value) -> Edit 
     Edit::Apply(applied(target, json!({"annotations": wanted})))
 }
 
-/// Takes the trust off an Ingress. Applying none of our fields removes those that we applied before; the
+/// Takes the trust off an object that it was put on by server-side apply. Applying none of our fields removes those that we applied before; the
 /// version keeps it from removing what another trust applied since.
 pub fn detach(target: &Value) -> Edit {
     let version = json!({"resourceVersion": target["metadata"]["resourceVersion"]});
@@ -24,7 +24,7 @@ pub fn detach(target: &Value) -> Edit {
 }
 
 /// The least that server-side apply needs to find the object; the UID keeps it from making one.
-fn applied(target: &Value, extra: Value) -> Value {
+pub fn applied(target: &Value, extra: Value) -> Value {
     let mut metadata = json!({
         "name": target["metadata"]["name"],
         "namespace": target["metadata"]["namespace"],

@@ -28,9 +28,9 @@ use crate::api::trust::{Mode, Reason};
 /// The row of HAProxy Ingress.
 pub const HAPROXY_INGRESS: DataPlane = DataPlane {
     name: "HAProxy Ingress",
-    ingress_controller: "haproxy-ingress.github.io/controller",
+    ingress_controller: Some("haproxy-ingress.github.io/controller"),
     kinds: &[],
-    revocation: Revocation::ByCrl,
+    revocation: Revocation::ByCrl("ca.crl"),
     objects: |_| Vec::new(),
     attach,
     hosts,
@@ -108,7 +108,7 @@ fn opening(object: &Value) -> Option<(String, &str)> {
     [PASSTHROUGH, ALIASES[0], ALIASES[1]].iter().find_map(|key| setting(object, key).filter(on))
 }
 
-fn exposure(_: &Request<'_>, target: &Value) -> Option<Exposure> {
+fn exposure(_: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
     let exposed = |reason, message: String| Some(Exposure { reason, message });
     let tcp = setting(target, TCP_PORT);
     if let Some((annotation, value)) = tcp.or_else(|| opening(target)) {
@@ -170,12 +170,14 @@ fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) ->
 mod tests {
     use super::*;
     use crate::api::annotation;
+    use crate::api::trust::ForwardIdentity;
 
     fn request(mode: Mode) -> Request<'static> {
         Request {
             namespace: "shop",
             trust: "clients",
             mode,
+            forward_identity: ForwardIdentity::Native,
             authorities: vec!["staff"],
             gate_url: "http://gate.example:8081",
         }
@@ -269,7 +271,8 @@ mod tests {
             ),
             (spec(|spec| spec["defaultBackend"] = json!({})), Some(Reason::HostMissing)),
         ] {
-            let told = exposure(&request(Mode::Required), &target).map(|exposure| exposure.reason);
+            let told =
+                exposure(&request(Mode::Required), &target, &[]).map(|exposure| exposure.reason);
             assert_eq!(told, expected, "{target}");
         }
     }

@@ -2,13 +2,14 @@
 //! objects out. One file per data plane, one row in [`DATA_PLANES`].
 
 pub mod annotations;
+pub mod contour;
 pub mod haproxy;
 pub mod traefik;
 
 use serde_json::Value;
 
 use crate::api::annotation;
-use crate::api::trust::{Mode, Reason};
+use crate::api::trust::{ForwardIdentity, Mode, Reason};
 
 /// What every adapter is given.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Request<'a> {
     pub trust: &'a str,
     /// What happens to a client without certificate.
     pub mode: Mode,
+    /// By which headers the backend is told of the client.
+    pub forward_identity: ForwardIdentity,
     /// The authorities whose clients are accepted.
     pub authorities: Vec<&'a str>,
     /// Base URL of the gate, such as `http://countersign-server.countersign.svc:8081`.
@@ -60,7 +63,7 @@ pub struct FieldConflict {
     pub value: String,
 }
 
-/// What lets clients past the trust although its configuration is written.
+/// Why the trust does not hold at a target although its configuration is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposure {
     /// Of what sort it is.
@@ -72,8 +75,8 @@ pub struct Exposure {
 /// How a data plane refuses revoked certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// It reads `ca.crl` of the trust's Secret.
-    ByCrl,
+    /// By the CRLs, PEM, under this key of the trust's Secret.
+    ByCrl(&'static str),
     /// It has no CRL support, and asks the gate.
     ViaGate,
 }
@@ -95,8 +98,8 @@ pub struct Kind {
 pub struct DataPlane {
     /// Its name in messages and metrics.
     pub name: &'static str,
-    /// `spec.controller` of the IngressClass that it serves.
-    pub ingress_controller: &'static str,
+    /// `spec.controller` of the IngressClass whose Ingresses it serves with client certificates.
+    pub ingress_controller: Option<&'static str>,
     /// Kinds of its own that it serves, beside Ingress.
     pub kinds: &'static [Kind],
     /// How it refuses revoked certificates.
@@ -107,19 +110,26 @@ pub struct DataPlane {
     pub attach: fn(&Request<'_>, &Value) -> Result<Edit, FieldConflict>,
     /// The hosts for which a route has a say, lower-case.
     pub hosts: fn(&Value) -> Vec<String>,
-    /// What in a target lets clients past the trust.
-    pub exposure: fn(&Request<'_>, &Value) -> Option<Exposure>,
+    /// What in a target lets clients past the trust, or keeps it from being in force. The last argument is
+    /// every route that the data plane serves.
+    pub exposure: fn(&Request<'_>, &Value, &[&Value]) -> Option<Exposure>,
     /// What another route that has a say for a host of the target does to it, in one sentence; `None` if
     /// nothing. Arguments: the host, the target, the other route.
     pub conflict: fn(&Request<'_>, &str, &Value, &Value) -> Option<String>,
 }
 
 /// Every data plane that Countersign can program.
-pub const DATA_PLANES: &[&DataPlane] = &[&traefik::TRAEFIK, &haproxy::HAPROXY_INGRESS];
+pub const DATA_PLANES: &[&DataPlane] =
+    &[&traefik::TRAEFIK, &haproxy::HAPROXY_INGRESS, &contour::CONTOUR];
 
 /// The data plane that serves Ingresses of a class with this `spec.controller`.
 pub fn by_ingress_controller(controller: &str) -> Option<&'static DataPlane> {
-    DATA_PLANES.iter().copied().find(|plane| plane.ingress_controller == controller)
+    DATA_PLANES.iter().copied().find(|plane| plane.ingress_controller == Some(controller))
+}
+
+/// The data planes' own kinds of routes.
+pub fn kinds() -> impl Iterator<Item = &'static Kind> {
+    DATA_PLANES.iter().flat_map(|plane| plane.kinds)
 }
 
 /// The data plane that a kind of its own belongs to, and that kind.

@@ -186,7 +186,7 @@ fn number(text: &str) -> Option<u128> {
 mod tests {
     use super::*;
     use crate::api::condition::{ACCEPTED, PROGRAMMED, REVOCATION_ENFORCED};
-    use crate::api::trust::{Mode, TargetReference};
+    use crate::api::trust::{ForwardIdentity, Mode, TargetReference};
     use crate::api::{AuthorityReference, ClientTrustSpec, ClientTrustStatus};
 
     fn trust(name: &str, crls: &[(u32, &str, Option<&str>)], gated: bool) -> ClientTrust {
@@ -201,6 +201,7 @@ mod tests {
                 authorities: vec![AuthorityReference { name: "staff".into() }],
                 target_refs: vec![target_ref.clone()],
                 mode: Mode::Required,
+                forward_identity: ForwardIdentity::default(),
                 canary: None,
             },
         );

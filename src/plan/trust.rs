@@ -14,7 +14,7 @@ use super::canary;
 use super::headroom::SECRET_LIMIT;
 use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
-use crate::api::trust::{CrlInForce, Reason, TargetReference, TargetStatus};
+use crate::api::trust::{CrlInForce, ForwardIdentity, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation, object_name};
 use crate::pki::crl::CrlNumber;
@@ -25,6 +25,21 @@ pub mod secret_key {
     pub const CA: &str = "ca.crt";
     /// The CRLs of all its CAs, PEM, one after the other.
     pub const CRL: &str = "ca.crl";
+}
+
+/// The keys under which the CRLs stand in a trust's Secret: the one for everybody, and others that the data
+/// planes of its targets insist on.
+pub fn crl_keys(trust: &ClientTrust) -> Vec<&'static str> {
+    let mut keys = vec![secret_key::CRL];
+    for target in &trust.spec.target_refs {
+        let plane = ingress::by_kind(&target.group, &target.kind);
+        if let Some(Revocation::ByCrl(key)) = plane.map(|(plane, _)| plane.revocation)
+            && !keys.contains(&key)
+        {
+            keys.push(key);
+        }
+    }
+    keys
 }
 
 /// As many CAs are named in status.
@@ -72,7 +87,7 @@ pub struct Anchor<'a> {
     pub mark: &'a str,
     /// Their CRLs, PEM; absent when they alone don't fit a Secret.
     pub crl: Option<&'a str>,
-    /// What certificates and CRLs take, PEM.
+    /// What certificates and CRLs take in the Secret, PEM, the CRLs under each of the [`crl_keys`].
     pub bytes: usize,
     /// Which CRLs these are.
     pub numbers: &'a [(CaKey, CrlNumber)],
@@ -124,6 +139,7 @@ fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) ->
         namespace,
         trust: name,
         mode: world.trust.spec.mode,
+        forward_identity: world.trust.spec.forward_identity,
         authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
         gate_url: world.gate_url,
     }
@@ -177,7 +193,7 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
     let mut data = BTreeMap::from([(secret_key::CA.to_owned(), ByteString(bundles.into_bytes()))]);
     if too_large(authorities).is_none() {
         let crls: String = anchors().filter_map(|anchor| anchor.crl).collect();
-        data.insert(secret_key::CRL.to_owned(), ByteString(crls.into_bytes()));
+        set_crls(trust, &mut data, &ByteString(crls.into_bytes()));
     }
     // The authority reads these: a new CA signs only when its bundle is everywhere.
     let bundles = authorities.iter().map(|(name, anchor)| {
@@ -197,6 +213,11 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
         data: Some(data),
         ..Secret::default()
     }
+}
+
+/// Puts CRLs into the data of a trust's Secret.
+pub fn set_crls(trust: &ClientTrust, data: &mut BTreeMap<String, ByteString>, crls: &ByteString) {
+    data.extend(crl_keys(trust).into_iter().map(|key| (key.to_owned(), crls.clone())));
 }
 
 /// For a data plane that refuses revoked certificates by `ca.crl` alone: beside CAs without any CRL it would
@@ -365,22 +386,32 @@ fn target_conditions(
         ],
         Ok(()) => {
             let exposure = exposure(world, target);
-            vec![accepted(target), programmed(&exposure), enforced(world, target, &exposure)]
+            vec![
+                accepted(target),
+                programmed(world, target, &exposure),
+                enforced(world, target, &exposure),
+            ]
         }
     }
 }
 
-fn programmed(exposure: &Option<Exposure>) -> Wanted {
-    match exposure {
-        None => Wanted::yes(
-            PROGRAMMED,
-            Reason::Programmed.as_str(),
-            "the data plane's configuration is written",
-        ),
-        Some(Exposure { reason, message }) => {
-            Wanted::no(PROGRAMMED, reason.as_str(), message.clone())
-        }
+fn programmed(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
+    if let Some(Exposure { reason, message }) = exposure {
+        return Wanted::no(PROGRAMMED, reason.as_str(), message.clone());
     }
+    let asks_gate = |plane: &&DataPlane| plane.revocation == Revocation::ViaGate;
+    let plane = target.data_plane.as_ref().ok().copied();
+    if let Some(plane) = plane.filter(|plane| !asks_gate(plane))
+        && world.trust.spec.forward_identity == ForwardIdentity::ClientCert
+    {
+        let message = format!(
+            "spec.forwardIdentity: {} does not ask the gate, from which Client-Cert comes; its backends are told by its own headers, which Native is for",
+            plane.name
+        );
+        return Wanted::no(PROGRAMMED, Reason::IdentityNotForwarded.as_str(), message);
+    }
+    let message = "the data plane's configuration is written";
+    Wanted::yes(PROGRAMMED, Reason::Programmed.as_str(), message)
 }
 
 /// What lets clients past the trust at a target whose configuration is written.
@@ -388,13 +419,12 @@ fn exposure(world: &World<'_>, target: &Target<'_>) -> Option<Exposure> {
     let (Some(object), Ok(plane)) = (&target.object, &target.data_plane) else { return None };
     let names = (world.trust.namespace().unwrap_or_default(), world.trust.name_any());
     let request = request(world, &names);
-    let others = world.routes.iter().filter(|(other, _)| other.name == plane.name);
-    if let Some(message) =
-        ingress::conflict(plane, &request, object, others.map(|(_, route)| route))
-    {
+    let same = world.routes.iter().filter(|(other, _)| other.name == plane.name);
+    let routes: Vec<&Value> = same.map(|(_, route)| route).collect();
+    if let Some(message) = ingress::conflict(plane, &request, object, routes.iter().copied()) {
         return Some(Exposure { reason: Reason::Conflict, message });
     }
-    let found = (plane.exposure)(&request, object)?;
+    let found = (plane.exposure)(&request, object, &routes)?;
     let TargetReference { kind, name, .. } = target.reference;
     Some(Exposure { message: format!("{kind} {name:?} {}", found.message), ..found })
 }
@@ -408,7 +438,7 @@ fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>)
             Reason::ViaGate.as_str(),
             "the data plane has no CRL support; the gate refuses revoked certificates",
         ),
-        Ok(Revocation::ByCrl) => match (exposure, too_large(&world.authorities)) {
+        Ok(Revocation::ByCrl(_)) => match (exposure, too_large(&world.authorities)) {
             (Some(exposure), _) => no(Reason::NotProgrammed, exposure.message.clone()),
             (None, Some(message)) => no(Reason::CRLTooLarge, message),
             (None, None) => Wanted::yes(
@@ -446,6 +476,7 @@ mod tests {
                     name: "shop".into(),
                 }],
                 mode: Mode::Required,
+                forward_identity: ForwardIdentity::Native,
                 canary: None,
             },
         );
@@ -562,9 +593,19 @@ mod tests {
         assert_eq!(condition(&open, PROGRAMMED), ("False", "PlainHTTP"));
         assert_eq!(condition(&open, REVOCATION_ENFORCED), ("False", "NotProgrammed"));
         let alone = Anchor { bytes: 2 * SECRET_LIMIT, crl: None, ..ANCHOR };
-        let old = told(alone, closed);
+        let old = told(alone, closed.clone());
         assert_eq!(condition(&old, PROGRAMMED), ("True", "Programmed"));
         assert_eq!(condition(&old, REVOCATION_ENFORCED), ("False", "CRLTooLarge"));
+
+        let mut asking = trust.clone();
+        asking.spec.forward_identity = ForwardIdentity::ClientCert;
+        let mut object = ingress();
+        object["spec"] = closed;
+        let mut world = world(&asking, Some(ANCHOR), Some(object), &[]);
+        world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+        let silent = status(&world, &[Ok(())]);
+        assert_eq!(condition(&silent, PROGRAMMED), ("False", "IdentityNotForwarded"));
+        assert_eq!(condition(&silent, REVOCATION_ENFORCED), ("True", "ByCRL"));
     }
 
     #[test]

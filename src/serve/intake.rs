@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::confirmed::Confirmed;
 use super::published::Source;
 use super::view::View;
 use crate::cluster::client::Clients;
@@ -30,6 +31,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What the intake works with.
 pub struct Intake {
     view: Arc<ArcSwap<View>>,
+    confirmed: Arc<Confirmed>,
     metrics: Arc<Metrics>,
     api: Api<ConfigMap>,
     changed: Arc<Notify>,
@@ -41,13 +43,14 @@ impl Intake {
     /// `changed` is told of each change of the view.
     pub fn new(
         view: Arc<ArcSwap<View>>,
+        confirmed: Arc<Confirmed>,
         metrics: Arc<Metrics>,
         clients: Clients,
         namespace: &str,
         changed: Arc<Notify>,
     ) -> Self {
         let api = Api::namespaced(clients.call, namespace);
-        Self { view, metrics, api, changed, waiting: BTreeMap::new() }
+        Self { view, confirmed, metrics, api, changed, waiting: BTreeMap::new() }
     }
 
     /// Works until the watch ends. `ready` turns true when every published CRL is in memory.
@@ -61,7 +64,9 @@ impl Intake {
                     let Some(event) = event else { return };
                     listed |= matches!(event, Seen::Listed(_));
                     self.handle(event).await;
-                    self.metrics.crl_watch.get_or_create(&NoLabels {}).set(Timestamp::now().as_second());
+                    if listed && self.waiting.is_empty() {
+                        self.confirmed.confirm(Timestamp::now(), &self.metrics);
+                    }
                 }
                 () = tokio::time::sleep_until(retry), if !self.waiting.is_empty() => {
                     for (_, head) in std::mem::take(&mut self.waiting) {

@@ -1,6 +1,7 @@
 //! What is served over HTTP: health and metrics by every process; CRLs and the gate by the server.
 
 mod conditional;
+pub mod confirmed;
 mod copies;
 pub mod crl;
 mod document;

@@ -3,13 +3,17 @@
 
 #![allow(missing_docs, dead_code)]
 
+pub mod contour;
 pub mod control_plane;
+pub mod data_plane;
 pub mod handshake;
+pub mod haproxy_ingress;
 pub mod observer;
 pub mod operator;
 pub mod pki;
 pub mod proxy;
 pub mod scenarios;
+pub mod server;
 pub mod servers;
 pub mod traffic;
 

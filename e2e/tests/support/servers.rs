@@ -364,7 +364,7 @@ pub fn write_files(secret: &Secret, keys: &[&str], folder: &Path) {
     }
 }
 
-/// What a client was told: the HTTP status, 0 when the handshake failed, and the body.
+/// What a client was told: the HTTP status and the body; when the handshake failed, 0 and curl's words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -418,12 +418,16 @@ pub fn curl_pkcs12(port: u16, file: &Path, password: &str) -> Answer {
 
 fn ask(arguments: &[&str], identity: Option<&Path>) -> Answer {
     let mut command = Command::new(program("curl"));
-    command.args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}"]).args(arguments);
+    command
+        .args(["--silent", "--show-error", "--max-time", "10", "--write-out", "\n%{http_code}"])
+        .args(arguments);
     if let Some(folder) = identity {
         command.arg("--cert").arg(folder.join("tls.crt")).arg("--key").arg(folder.join("tls.key"));
     }
     let output = command.output().expect("curl runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').expect("a status");
-    Answer { status: status.parse().expect("a number"), body: body.to_owned() }
+    let status = status.parse().expect("a number");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Answer { status, body: if status == 0 { errors.into_owned() } else { body.to_owned() } }
 }

@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# Data planes that are built from their Go modules. Their Kubernetes modules are older than the tools', so each is built by its own go.mod
+# and go.sum, which are part of what its sum is of: with it, every dependency is pinned.
+
+haproxy_ingress_module=github.com/jcmoraisjr/haproxy-ingress
+haproxy_ingress_version=v0.16.1
+haproxy_ingress_sum=h1:linvIu4jbh0EaINKTclzjbosJfzyCLpMg5A4OMO0ZKA=
+
+contour_module=github.com/projectcontour/contour
+contour_version=v1.33.8
+contour_sum=h1:QoOfwqWws+CVRFpsRC2+f1DmB5IdurtyUtepIsiWfE0=
+
+# Builds it unless the cache has this version. The folder has the program and beside it rootfs/, with the templates that it looks for
+# in its working directory. It appears in one piece, by rename.
+ensure_haproxy_ingress() {
+  haproxy_ingress=$cache/haproxy-ingress/$haproxy_ingress_version
+  [[ -x $haproxy_ingress/haproxy-ingress ]] || ( build_haproxy_ingress )
+}
+
+build_haproxy_ingress() {
+  hold_lock "$cache/haproxy-ingress.lock"
+  [[ ! -x $haproxy_ingress/haproxy-ingress ]] || return 0
+  local part=$haproxy_ingress.part
+  build_module "$haproxy_ingress_module" "$haproxy_ingress_version" "$haproxy_ingress_sum" ./pkg "$part/haproxy-ingress"
+  # A module's files are read-only, and its archive drops the permission to run scripts.
+  cp -r --no-preserve=mode rootfs "$part/"
+  find "$part/rootfs" -name '*.sh' -exec chmod 755 {} +
+  mv "$part" "$haproxy_ingress"
+  prune "$cache/haproxy-ingress" "$haproxy_ingress_version"
+}
+
+# The same of Contour, with crds.yaml beside it. What serves its users is an Envoy: see wheels.sh.
+ensure_contour() {
+  contour=$cache/contour/$contour_version
+  [[ -x $contour/contour ]] || ( build_contour )
+}
+
+build_contour() {
+  hold_lock "$cache/contour.lock"
+  [[ ! -x $contour/contour ]] || return 0
+  local part=$contour.part
+  build_module "$contour_module" "$contour_version" "$contour_sum" ./cmd/contour "$part/contour"
+  install -m 644 examples/contour/01-crds.yaml "$part/crds.yaml"
+  mv "$part" "$contour"
+  prune "$cache/contour" "$contour_version"
+}
+
+# Builds a package of a module, and stays in the folder of its source.
+build_module() { # MODULE VERSION SUM PACKAGE PROGRAM
+  local source part=${5%/*} name=${5##*/}
+  source=$(cd / && go mod download -json "$1@$2")
+  grep -qF "\"Sum\": \"$3\"" <<<"$source" || die "$1@$2 is not what it was: $source"
+  source=$(sed -n 's/^\s*"Dir": "\(.*\)",$/\1/p' <<<"$source")
+
+  rm -rf --one-file-system "$part"
+  mkdir -p "$part" "$logs"
+  say "building $name $2 (minutes; log: $logs/$name.log)"
+  cd "$source"
+  CGO_ENABLED=0 GOWORK=off mortal nice go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "-s -w" -o "$5" "$4" \
+    > >(progress "$name") 2>&1 || die "the build failed: $(tail -n 5 "$logs/$name.log")"
+  say "built $name"
+}

@@ -1,0 +1,153 @@
+//! Contour with its Envoy.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+
+use super::control_plane::{ControlPlane, free_ports};
+use super::data_plane::{DataPlane, Refusal, end, resource, told};
+use super::servers::Answer;
+use super::{eventually, openssl, program, run};
+
+pub struct Contour {
+    // The order counts: Envoy ends before what it asks.
+    envoy: Child,
+    contour: Child,
+    https: String,
+    http: String,
+    logs: [PathBuf; 2],
+}
+
+fn kubectl(arguments: &[&str], input: &str) {
+    let tools = std::env::var_os("COUNTERSIGN_TOOLS").map(PathBuf::from).expect("tools");
+    run(&tools.join("kubectl").display().to_string(), arguments, input);
+}
+
+impl DataPlane for Contour {
+    const NAME: &str = "Contour";
+    const ROUTE: [&str; 3] = ["projectcontour.io", "v1", "HTTPProxy"];
+    const MISSING: Refusal = Refusal::alert("alert certificate required");
+    const UNKNOWN: Refusal = Refusal::alert("alert unknown ca");
+    const EXPIRED: Refusal = Refusal::alert("alert certificate expired");
+    const REVOKED: Refusal = Refusal::alert("alert certificate revoked");
+
+    async fn start(plane: &ControlPlane, client: &Client) -> Self {
+        let built = std::env::var_os("COUNTERSIGN_CONTOUR").map(PathBuf::from).expect(
+            "COUNTERSIGN_CONTOUR names no folder with Contour; run `make test`, or \
+             COUNTERSIGN_CONTOUR=$(e2e/kind/cluster contour) PATH=$(e2e/kind/cluster envoy):$PATH cargo test --test dataplanes",
+        );
+        let kubeconfig = plane.kubeconfig("admin");
+        let option = format!("--kubeconfig={}", kubeconfig.display());
+        let crds = built.join("crds.yaml").display().to_string();
+        kubectl(&[&option, "apply", "--server-side", "-f", &crds], "");
+        let proxies = Api::<DynamicObject>::all_with(client.clone(), &resource::<Self>());
+        eventually("HTTPProxy is served", || async {
+            proxies.list(&ListParams::default()).await.ok().map(|_| ())
+        })
+        .await;
+
+        let folder = plane.folder().join("contour");
+        fs::create_dir(&folder).expect("a folder");
+        let [xds, http, https, metrics, health, stats, admin] = free_ports();
+        let config = folder.join("contour.yaml");
+        fs::write(&config, format!("network: {{admin-port: {admin}}}\n")).expect("written");
+        let logs = ["contour.log", "envoy.log"].map(|name| folder.join(name));
+        let contour = Command::new(built.join("contour"))
+            .args(["serve", &option, "--insecure", "--disable-leader-election"])
+            .arg(format!("--config-path={}", config.display()))
+            .args(["--xds-address=127.0.0.1", &format!("--xds-port={xds}")])
+            .args([
+                "--envoy-service-http-address=127.0.0.1",
+                &format!("--envoy-service-http-port={http}"),
+            ])
+            .args([
+                "--envoy-service-https-address=127.0.0.1",
+                &format!("--envoy-service-https-port={https}"),
+            ])
+            .args(["--http-address=127.0.0.1", &format!("--http-port={metrics}")])
+            .args(["--health-address=127.0.0.1", &format!("--health-port={health}")])
+            .args(["--stats-address=127.0.0.1", &format!("--stats-port={stats}")])
+            .stdin(Stdio::null())
+            .stdout(File::create(&logs[0]).expect("a log"))
+            .stderr(File::create(folder.join("contour.err")).expect("a log"))
+            .spawn()
+            .expect("Contour starts");
+        let bootstrap = folder.join("envoy.json").display().to_string();
+        let socket = format!("--admin-address={}", folder.join("admin.sock").display());
+        let (address, port) = ("--xds-address=127.0.0.1", format!("--xds-port={xds}"));
+        let program_of = |name: &str| built.join(name).display().to_string();
+        run(&program_of("contour"), &["bootstrap", &bootstrap, address, &port, &socket], "");
+        let envoy = Command::new(program("envoy"))
+            .args(["-c", &bootstrap, "--disable-hot-restart", "--concurrency", "1"])
+            .args(["--service-cluster", "contour", "--service-node", "envoy-1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&logs[1]).expect("a log"))
+            .spawn()
+            .expect("Envoy starts");
+        let [http, https] = [http, https].map(|port| format!("127.0.0.1:{port}"));
+        Self { envoy, contour, https, http, logs }
+    }
+
+    fn https(&self) -> &str {
+        &self.https
+    }
+
+    fn http(&self) -> &str {
+        &self.http
+    }
+
+    fn log(&self) -> String {
+        let logs = self.logs.each_ref().map(|log| fs::read_to_string(log).unwrap_or_default());
+        logs.concat()
+    }
+
+    async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
+        let proxy = json!({
+            "apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy",
+            "metadata": {"name": name, "annotations": {"example.com/team": "shop"}},
+            "spec": {
+                "virtualhost": {"fqdn": host, "tls": {"secretName": "shop-server-tls"}},
+                "routes": [{"services": [{"name": "shop", "port": 80}]}],
+            },
+        });
+        let proxy: DynamicObject = serde_json::from_value(proxy).expect("an HTTPProxy");
+        let api = Api::namespaced_with(client.clone(), namespace, &resource::<Self>());
+        api.create(&PostParams::default(), &proxy).await.expect("created");
+    }
+
+    fn forged(folder: &Path) -> Vec<String> {
+        vec![format!("X-Forwarded-Client-Cert: Hash={};Subject=\"CN=admin\"", hash(folder))]
+    }
+
+    fn assert_told(answer: &Answer, folder: Option<&Path>) {
+        let values = told(answer, "X-Forwarded-Client-Cert");
+        let Some(folder) = folder else {
+            assert!(values.is_empty(), "{values:?}");
+            return;
+        };
+        let name = folder.file_name().expect("a name").display();
+        let [value] = values[..] else { panic!("{values:?}") };
+        let parts: Vec<_> = value.split(';').collect();
+        let subject = format!("Subject=\"CN={name}\"");
+        assert_eq!(parts[0], format!("Hash={}", hash(folder)), "{value}");
+        assert!(!value.contains(',') && parts.contains(&subject.as_str()), "{value}");
+    }
+}
+
+fn hash(folder: &Path) -> String {
+    let text = openssl(folder, &["x509", "-in", "tls.crt", "-noout", "-fingerprint", "-sha256"]);
+    let (_, hex) = text.trim().split_once('=').expect("a fingerprint");
+    hex.replace(':', "").to_lowercase()
+}
+
+impl Drop for Contour {
+    fn drop(&mut self) {
+        end(&mut self.envoy);
+        end(&mut self.contour);
+    }
+}

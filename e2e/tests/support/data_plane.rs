@@ -1,0 +1,172 @@
+//! A data plane beside a control plane, and the shop behind it.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client};
+use serde_json::json;
+
+use super::control_plane::ControlPlane;
+use super::create;
+use super::servers::{Answer, write_server_certificate_for};
+
+/// The host of the shop; its certificate is good for every host beside it.
+pub const HOST: &str = "shop.example.com";
+
+/// A real data plane as processes on this machine, which end when it is dropped.
+pub trait DataPlane: Sized {
+    const NAME: &str;
+    /// Group, version and kind of a route.
+    const ROUTE: [&str; 3];
+    /// How a client is refused that has no certificate, one of another CA, one that has expired, a revoked one.
+    const MISSING: Refusal;
+    const UNKNOWN: Refusal;
+    const EXPIRED: Refusal;
+    const REVOKED: Refusal;
+
+    /// Starts it over the whole cluster, with everything that it listens on on loopback.
+    async fn start(plane: &ControlPlane, client: &Client) -> Self;
+
+    /// Where it listens for HTTPS.
+    fn https(&self) -> &str;
+
+    /// Where it listens for HTTP.
+    fn http(&self) -> &str;
+
+    /// What it logged.
+    fn log(&self) -> String;
+
+    /// Makes a route from a host to the shop, with an annotation of somebody else.
+    async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str);
+
+    /// Headers by which a client passes itself off as the one with the certificate in this folder.
+    fn forged(folder: &Path) -> Vec<String>;
+
+    /// Panics unless the shop was told of the client with the certificate in this folder, or of none, and of
+    /// nobody else.
+    fn assert_told(answer: &Answer, folder: Option<&Path>);
+}
+
+/// The kind of a data plane's routes.
+pub fn resource<P: DataPlane>() -> ApiResource {
+    let [group, version, kind] = P::ROUTE;
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+/// How a client is refused: by an HTTP status, or by an alert, with the status 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    pub status: u16,
+    pub alert: &'static str,
+}
+
+impl Refusal {
+    pub const fn status(status: u16) -> Self {
+        Self { status, alert: "" }
+    }
+
+    pub const fn alert(alert: &'static str) -> Self {
+        Self { status: 0, alert }
+    }
+
+    pub fn is(self, answer: &Answer) -> bool {
+        answer.status == self.status && answer.body.contains(self.alert)
+    }
+}
+
+/// Opens the shop, but for its route: the Secret `shop-server-tls` with its certificate, whose CA is `server.pem`
+/// in the folder of the control plane, and the Service `shop` with the port `http`. It tells its clients what it
+/// was asked, and serves until the test's process ends.
+pub async fn open_shop(plane: &ControlPlane, client: &Client, namespace: &str) {
+    write_server_certificate_for(plane.folder(), "*.example.com");
+    let pem = std::fs::read_to_string(plane.folder().join("server.pem")).expect("written");
+    let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY-----").expect("a key"));
+    let secret = json!({
+        "metadata": {"name": "shop-server-tls"}, "type": "kubernetes.io/tls",
+        "stringData": {"tls.crt": certificate, "tls.key": key},
+    });
+    create::<Secret>(&Api::namespaced(client.clone(), namespace), &secret.to_string()).await;
+    let shop = serve();
+    let service = "{metadata: {name: shop}, spec: {ports: [{name: http, port: 80}]}}";
+    create::<Service>(&Api::namespaced(client.clone(), namespace), service).await;
+    let endpoints = json!({
+        "metadata": {"name": "shop", "labels": {"kubernetes.io/service-name": "shop"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": shop.port()}],
+        "endpoints": [{"addresses": [shop.ip()], "conditions": {"ready": true}}],
+    });
+    create::<EndpointSlice>(&Api::namespaced(client.clone(), namespace), &endpoints.to_string())
+        .await;
+}
+
+fn serve() -> SocketAddr {
+    let listener = TcpListener::bind((own_address(), 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || answer(stream));
+        }
+    });
+    address
+}
+
+/// The API server takes no endpoint on loopback: this machine's address on its way out. Nothing is sent there.
+fn own_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket.connect("192.0.2.1:9").expect("this machine has a route, so that it has an address");
+    socket.local_addr().expect("an address").ip()
+}
+
+/// Answers one request with its head. Health checks come and go without one.
+fn answer(mut stream: TcpStream) {
+    let mut head = Vec::new();
+    let mut buffer = [0; 4096];
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => head.extend_from_slice(&buffer[..length]),
+        }
+    }
+    let length = head.len();
+    let start = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    let _ = stream.write_all(&[start.as_bytes(), &head].concat());
+}
+
+/// The headers of this name that the shop got.
+pub fn told<'a>(answer: &'a Answer, name: &str) -> Vec<&'a str> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let headers = answer.body.lines().filter_map(|line| line.split_once(':'));
+    headers
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .collect()
+}
+
+/// Sends a signal to a process.
+pub fn signal(signal: &str, process: &str) {
+    // One that has ended is as good.
+    let _ =
+        Command::new("kill").args([signal, process]).stderr(std::process::Stdio::null()).status();
+}
+
+/// Asks a process to end; whether it did.
+pub fn end(process: &mut Child) -> bool {
+    signal("-TERM", &process.id().to_string());
+    let started = Instant::now();
+    while matches!(process.try_wait(), Ok(None)) {
+        if started.elapsed() > Duration::from_secs(10) {
+            let _ = process.kill();
+            let _ = process.wait();
+            return false;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
