@@ -20,7 +20,7 @@ use countersign::pki::inspect::certificates;
 use countersign::pki::name::{Attribute, Name};
 use countersign::pki::{KeyType, PrivateKey, Serial, sha256_hex};
 use countersign::plan::ledger::CaKey;
-use countersign::plan::publication::{Rendered, render};
+use countersign::plan::publication::{Rendered, Scope, render};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::api::PostParams;
@@ -433,7 +433,7 @@ fn large_crl(ca: &CertificateAuthority, number: u128, entries: u64) -> (Vec<u8>,
     cuts.push(end);
     let key = CaKey::first("large");
     let number = CrlNumber(number);
-    let rendered = render(&key, &ca.certificate_pem(), &der, &cuts, number);
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &cuts, number);
     (der, rendered)
 }
 
