@@ -258,7 +258,8 @@ mod tests {
         assert_eq!(got.header("cache-control"), "public, max-age=300");
         let der = ask(&view, "GET", PATH, &[]).2;
         let expected = serde_json::json!({"crls": [{
-            "authority": "staff", "generation": 1, "path": PATH, "number": "7",
+            "authority": "staff", "generation": 1, "path": PATH,
+                "scope": "full", "number": "7",
             "sha256": sha256_hex(&der), "thisUpdate": THIS, "nextUpdate": NEXT,
             "entries": 200, "bytes": der.len(),
         }]});

@@ -219,6 +219,29 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_names_its_url_as_the_certificates_do_octet_for_octet() {
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        let authority = sample();
+        let leaf = crate::pki::issue::tests::sample_leaf(&authority);
+        let (_, leaf) = X509Certificate::from_der(&leaf).unwrap();
+        let points = leaf.iter_extensions().find(|one| one.oid.as_bytes() == [0x55, 0x1d, 0x1f]);
+        let points = points.unwrap().value;
+        let url = "http://crl.example.com/crl/test/1.crl";
+        let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
+        let complete = CrlParams::complete(CrlNumber(7), this, next);
+        let params = CrlParams { distribution_point: Some(url), ..complete };
+        let der = encode(&authority, &params, &Index::default()).unwrap().der;
+        verify(&der, &authority, &params, [], &[]).unwrap();
+        assert!(verify(&der, &authority, &complete, [], &[]).is_err(), "it is not complete");
+        let frame = Frame::read(&der).unwrap();
+        let point = frame.extension(frame::ID_CE_ISSUING_DISTRIBUTION_POINT).unwrap();
+        assert!(point.critical);
+        // CRLDistributionPoints is a SEQUENCE of what is, with nothing but a name, the same here.
+        let of_one = super::super::der::tlv(super::super::der::SEQUENCE, point.value);
+        assert_eq!(of_one, points);
+    }
+
+    #[test]
     fn webpki_takes_it_and_refuses_the_revoked_serial() {
         let authority = sample();
         let (now, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
