@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::canary::{Canaries, Settings};
 use super::queues::Queues;
 use super::servers::Servers;
+use super::shards::Shard;
 use super::upkeep::Repairs;
 use crate::api::allow::Allow;
 use crate::api::condition::{READY, is_true};
@@ -37,6 +38,7 @@ use crate::plan::authority::{is_ca, key_of};
 use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
+use crate::plan::publication::Scope;
 use crate::plan::scope::{Target, target};
 use crate::plan::trust::crl_keys;
 use crate::token::Token;
@@ -239,6 +241,8 @@ pub struct Signing {
     pub mark: String,
     /// Base URL of the CRL server.
     pub crl_base: Option<String>,
+    /// Into so many shards is each CRL divided as well; certificates name their shard.
+    pub shards: Option<u32>,
     /// Certificates of earlier CAs are replaced within this time after the active one became so.
     pub reissue_within: SignedDuration,
     /// What may be signed.
@@ -344,6 +348,8 @@ pub struct Context {
     pub cas: RwLock<HashMap<String, Arc<Vec<Ca>>>>,
     /// Since when the trust bundle with this hash is in force everywhere.
     pub in_force: Mutex<HashMap<String, Instant>>,
+    /// The shards of CRLs as they stand in the cluster.
+    pub shards: Mutex<HashMap<(CaKey, Scope), Shard>>,
     /// The authorities that can sign, by name.
     pub signing: RwLock<HashMap<String, Arc<Signing>>>,
     /// For each identity, the resourceVersion of its Secret when its data was written or checked by

@@ -20,6 +20,7 @@ mod rollout;
 pub mod run;
 pub mod servers;
 mod settle;
+mod shards;
 mod signing;
 pub mod trust;
 pub mod upkeep;

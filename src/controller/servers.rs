@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use crate::cluster::http;
 use crate::pki::crl::CrlNumber;
 use crate::plan::ledger::CaKey;
+use crate::plan::publication::Scope;
 
 /// A server that takes longer is not observed.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -47,6 +48,13 @@ struct Listed {
     authority: String,
     generation: u32,
     number: String,
+    // Servers of earlier versions list nothing but complete CRLs.
+    #[serde(default = "full")]
+    scope: String,
+}
+
+fn full() -> String {
+    Scope::Full.to_string()
 }
 
 impl Servers {
@@ -101,7 +109,8 @@ fn read(text: &[u8]) -> Option<BTreeMap<CaKey, CrlNumber>> {
         let key = CaKey { authority: listed.authority.into(), generation: listed.generation };
         Some((key, CrlNumber(listed.number.parse().ok()?)))
     };
-    index.crls.into_iter().map(one).collect()
+    // The gate decides by complete CRLs alone.
+    index.crls.into_iter().filter(|listed| listed.scope == full()).map(one).collect()
 }
 
 /// Of each CA that all servers know the lowest number.

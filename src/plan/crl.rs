@@ -118,7 +118,8 @@ pub fn decide(world: &World<'_>) -> Decision {
         let changes = Changes { added: world.ledger.crl_entries(None), ..Changes::default() };
         return Decision::Publish(publication(world, changes));
     };
-    let refresh = refresh_time(published, world);
+    let CrlFacts { this_update, next_update, .. } = *published;
+    let refresh = refresh_time(this_update, next_update, world.refresh, world.ca_not_after);
     let overdue = !world.in_service || published.this_update > world.now || world.now >= refresh;
     // A time that lies ahead is of a clock that was set back: nobody waits for it.
     let last = world.published_at.filter(|at| *at <= world.now);
@@ -214,16 +215,21 @@ fn freshness_guard(world: &World<'_>) -> Option<String> {
     )))
 }
 
-/// When the published CRL is to be signed anew: after `refresh`, and with a third of its own validity
+/// When a published CRL is to be signed anew: after `refresh`, and with a third of its own validity
 /// left at the latest, whatever the spec says by now. One that ends with its CA can't be prolonged.
-fn refresh_time(published: &CrlFacts, world: &World<'_>) -> Timestamp {
-    let made = published.this_update.saturating_add(BACKDATE).unwrap_or(published.this_update);
-    let due = made.saturating_add(world.refresh).unwrap_or(made);
-    if published.next_update >= world.ca_not_after {
+pub(super) fn refresh_time(
+    this_update: Timestamp,
+    next_update: Timestamp,
+    refresh: SignedDuration,
+    ca_not_after: Timestamp,
+) -> Timestamp {
+    let made = this_update.saturating_add(BACKDATE).unwrap_or(this_update);
+    let due = made.saturating_add(refresh).unwrap_or(made);
+    if next_update >= ca_not_after {
         return due;
     }
-    let validity = published.next_update.duration_since(published.this_update);
-    due.min(published.next_update.saturating_sub(validity / 3).unwrap_or(due))
+    let validity = next_update.duration_since(this_update);
+    due.min(next_update.saturating_sub(validity / 3).unwrap_or(due))
 }
 
 /// An unexpired serial of the published CRL that the next one lacks means that the ledger lost a

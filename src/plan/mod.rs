@@ -23,6 +23,7 @@ pub mod rollout;
 pub mod rotation;
 pub mod scope;
 pub mod secret;
+pub mod shard;
 pub mod status;
 pub mod template;
 pub mod trial;

@@ -23,7 +23,7 @@ use super::view::View;
 use crate::api::annotation;
 use crate::api::authority::CaState;
 use crate::plan::authority::labels;
-use crate::plan::publication::{COMPONENT, crl_key, head_name};
+use crate::plan::publication::{COMPONENT, Scope, crl_key, head_name};
 
 /// Ending of a file that is being written.
 const UNFINISHED: &str = "unfinished";
@@ -95,7 +95,7 @@ impl Copies {
 }
 
 fn file_name(one: &Published) -> String {
-    format!("{}.json", head_name(&one.key))
+    format!("{}.json", head_name(&one.key, one.scope))
 }
 
 fn read(path: &Path) -> io::Result<ConfigMap> {
@@ -139,11 +139,14 @@ impl<'a> Copy<'a> {
         if one.removed {
             note(annotation::STATE, CaState::Removed.as_str().to_owned());
         }
+        if one.scope != Scope::Full {
+            note(annotation::CRL_SCOPE, one.scope.to_string());
+        }
         Self {
             api_version: "v1",
             kind: "ConfigMap",
             metadata: ObjectMeta {
-                name: Some(head_name(&one.key)),
+                name: Some(head_name(&one.key, one.scope)),
                 labels: Some(labels(&one.key, COMPONENT)),
                 annotations: Some(annotations),
                 ..ObjectMeta::default()
@@ -167,7 +170,7 @@ mod tests {
         let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
         let der = sign(ca, CrlNumber(number), this, next, &[]).unwrap();
         let key = CaKey::first(authority);
-        render(&key, &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
+        render(&key, Scope::Full, &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
     }
 
     fn read_back(folder: &Path) -> View {

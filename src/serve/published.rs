@@ -19,7 +19,7 @@ use crate::pki::inspect::{certificates, inspect};
 use crate::pki::{Serial, certificate_pem};
 use crate::plan::authority::key_of;
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{AssembleError, assemble, crl_key, part_names};
+use crate::plan::publication::{AssembleError, Scope, assemble, crl_key, part_names};
 
 /// The media type of RFC 2585 section 4.2.
 const DER: &str = "application/pkix-crl";
@@ -31,6 +31,8 @@ const PEM: &str = "application/x-pem-file";
 pub struct Published {
     /// Which CA.
     pub key: CaKey,
+    /// Of which certificates it speaks.
+    pub scope: Scope,
     /// The CA's certificate.
     pub ca: CertificateDer<'static>,
     /// Issuer Name of its certificates and CRLs, DER.
@@ -76,6 +78,7 @@ impl Published {
         source: Source,
     ) -> Result<Self, String> {
         let key = key_of(&head.metadata).ok_or("its labels name no CA")?;
+        let scope = Scope::of(&head.metadata).ok_or("its scope is not known to this version")?;
         let pem = head.data.as_ref().and_then(|data| data.get(crl_key::CA));
         let ca = certificates(pem.ok_or("it holds no CA certificate")?.as_bytes())
             .map_err(|error| error.to_string())?
@@ -85,8 +88,13 @@ impl Published {
         let (der, parts) =
             put_together(&key, head, fetched, known).map_err(|error| error.to_string())?;
         let crl = read_signed(der, &ca).map_err(|error| error.to_string())?;
-        if !crl.is_complete {
-            return Err("it does not speak of every certificate of its CA".to_owned());
+        let point = crl.distribution_point;
+        let good = match scope {
+            Scope::Full => crl.is_complete,
+            Scope::Shard { .. } => point.is_some_and(|url| url.ends_with(&scope.path(&key))),
+        };
+        if !good {
+            return Err(format!("it does not speak of the certificates of its scope, {scope}"));
         }
         // Validators of the same second can't tell two CRLs apart (RFC 9110 section 8.8.2.2).
         let told_by_date = known
@@ -94,6 +102,7 @@ impl Published {
         let modified = told_by_date.then_some(crl.this_update);
         Ok(Self {
             key,
+            scope,
             ca,
             issuer_der: crl.issuer_der,
             key_id: crl.authority_key_id,

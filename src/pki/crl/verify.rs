@@ -18,7 +18,7 @@ use crate::pki::{CertificateAuthority, Serial};
 pub fn verify(
     der: &[u8],
     authority: &CertificateAuthority,
-    params: &CrlParams,
+    params: &CrlParams<'_>,
     serials: impl IntoIterator<Item = Serial>,
     added: &[Entry],
 ) -> Result<CrlFacts, CrlError> {
@@ -45,6 +45,10 @@ pub fn verify(
     let second = |time: Timestamp| Some(time.as_second());
     let checks = [
         ("number", number == params.number),
+        (
+            "issuing distribution point",
+            frame.distribution_point() == params.distribution_point.map(str::as_bytes),
+        ),
         ("thisUpdate", times[0].map(Timestamp::as_second) == second(params.this_update)),
         ("nextUpdate", times[1].map(Timestamp::as_second) == second(params.next_update)),
     ];

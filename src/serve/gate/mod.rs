@@ -233,13 +233,13 @@ mod tests {
     use crate::pki::crl::{self, CrlNumber, Entry};
     use crate::pki::issue::tests::sample_leaf;
     use crate::plan::ledger::CaKey;
-    use crate::plan::publication::render;
+    use crate::plan::publication::{Scope, render};
     use k8s_openapi::api::core::v1::ConfigMap;
 
     const NOW: &str = "2026-06-01T00:00:00Z";
 
     fn head(key: &CaKey, ca: &CertificateAuthority, der: &[u8], number: CrlNumber) -> ConfigMap {
-        render(key, &ca.certificate_pem(), der, &[], number).head
+        render(key, Scope::Full, &ca.certificate_pem(), der, &[], number).head
     }
 
     fn view(ca: &CertificateAuthority, revoked: &[Entry]) -> View {
