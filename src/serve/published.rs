@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use rustls_pki_types::CertificateDer;
 
 use super::document::Document;
+use super::verified::Verified;
 use crate::api::annotation;
 use crate::api::authority::CaState;
 use crate::pki::crl::signed::{Revoked, read_signed};
@@ -49,6 +50,8 @@ pub struct Published {
     pub revoked: Revoked,
     /// Who signed the CA: issuer Name, key identifier, and the CA's serial number on that one's CRL.
     pub above: (Vec<u8>, Vec<u8>, Serial),
+    /// The CA's certificates that were verified before; with the next CRL too.
+    pub verified: Arc<Verified>,
     /// Does nobody trust the CA any more?
     pub removed: bool,
     /// Is it known from the disk alone?
@@ -99,6 +102,7 @@ impl Published {
         // Validators of the same second can't tell two CRLs apart (RFC 9110 section 8.8.2.2).
         let told_by_date = known
             .is_none_or(|known| known.number == crl.number || known.this_update < crl.this_update);
+        let before = known.filter(|known| known.ca == ca).map(|known| known.verified.clone());
         let modified = told_by_date.then_some(crl.this_update);
         Ok(Self {
             key,
@@ -111,6 +115,7 @@ impl Published {
             next_update: crl.next_update,
             revoked: crl.revoked,
             above: (facts.issuer_der, facts.authority_key_id, facts.serial),
+            verified: before.unwrap_or_default(),
             removed: state.is_some_and(|state| state == CaState::Removed.as_str()),
             from_disk: source == Source::Disk,
             document: Arc::new(Document::new(crl.der, DER, modified, Some(crl.next_update))),

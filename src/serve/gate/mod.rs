@@ -26,7 +26,6 @@ use super::published::Published;
 use super::view::View;
 use crate::metrics::{GateLabels, Metrics};
 use crate::pki::inspect::inspect;
-use crate::pki::verify::verify_client;
 
 /// The header in which a backend is told the certificate (RFC 9440).
 const CLIENT_CERT: &str = "client-cert";
@@ -221,8 +220,8 @@ pub fn decide(
         return Err(Refusal::Stale);
     }
     // The data plane has verified it already, unless another route of the host made it not do so.
-    verify_client(der, &[], std::slice::from_ref(&published.ca), now)
-        .map_err(|_| Refusal::NotVerified)
+    let good = published.verified.verify(der, &leaf, &published.ca, now);
+    good.then_some(()).ok_or(Refusal::NotVerified)
 }
 
 #[cfg(test)]
