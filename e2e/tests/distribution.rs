@@ -456,24 +456,29 @@ struct Sharded {
 }
 
 impl Scene {
-    /// Issues one, and reads where its CRL is as OpenSSL reads it.
-    async fn sharded(&self, folder: &Path, name: &str) -> Sharded {
+    /// Issues a certificate, and writes it to `<name>.pem`, and its CA to `ca.pem`.
+    async fn certificate(&self, folder: &Path, authority: &str, name: &str) -> Vec<u8> {
         let yaml = format!(
-            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: sharded}}, commonName: {name}, secretName: {name}-tls}}}}"
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: {authority}}}, commonName: {name}, secretName: {name}-tls}}}}"
         );
         create(&self.identities(), &yaml).await;
         wait_for(&self.identities(), name, READY, "True", "Issued").await;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let secret = secrets.get(&format!("{name}-tls")).await.expect("a Secret");
         let data = secret.data.expect("data");
-        let file = format!("{name}.pem");
-        fs::write(folder.join(&file), &data["tls.crt"].0).expect("written");
+        fs::write(folder.join(format!("{name}.pem")), &data["tls.crt"].0).expect("written");
         fs::write(folder.join("ca.pem"), &data["ca.crt"].0).expect("written");
+        certificates(&data["tls.crt"].0).expect("a chain").swap_remove(0).to_vec()
+    }
+
+    /// Issues one of authority `sharded`, and reads where its CRL is as OpenSSL reads it.
+    async fn sharded(&self, folder: &Path, name: &str) -> Sharded {
+        let leaf = self.certificate(folder, "sharded", name).await;
+        let file = format!("{name}.pem");
         let points =
             openssl(folder, &["x509", "-in", &file, "-noout", "-ext", "crlDistributionPoints"]);
         let urls: Vec<&str> = points.split("URI:").skip(1).collect();
         let [url] = urls[..] else { panic!("one URL: {points}") };
-        let leaf = certificates(&data["tls.crt"].0).expect("a chain").swap_remove(0);
         let serial = inspect(&leaf).expect("a certificate").serial;
         let scope = Scope::of_serial(&serial, Some(SHARDS));
         Sharded { name: name.to_owned(), scope, url: url.trim().to_owned() }
@@ -630,4 +635,100 @@ async fn a_client_that_fetches_what_the_certificate_names_gets_its_shard() {
     server.until_ready().await;
     let path = stolen.scope.path(&CaKey::first("sharded"));
     assert_eq!(curl(&[&server.url(&path)]).body, whole.body);
+}
+
+#[tokio::test]
+async fn a_delta_crl_tells_what_was_revoked_since_its_base() {
+    let (scene, _operator) = Scene::new(&[]).await;
+    let server = scene.serve(None);
+    server.until_ready().await;
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let base = server.url("");
+    let authority = |crl: &str| {
+        format!(
+            "{{metadata: {{name: changing}}, spec: {{selfSigned: {{commonName: Changing CA}}, crl: {crl}}}}}"
+        )
+    };
+    for (crl, why) in [
+        ("{delta: true}".to_owned(), "spec.crl.delta needs"),
+        (
+            format!("{{delta: true, shards: 2, distributionPointBaseURL: '{base}'}}"),
+            "can't go with spec.crl.shards",
+        ),
+    ] {
+        let refused = try_create(&authorities, &authority(&crl)).await.unwrap_err();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let crl = format!("{{delta: true, distributionPointBaseURL: '{base}'}}");
+    create(&authorities, &authority(&crl)).await;
+    wait_for(&authorities, "changing", READY, "True", "Ready").await;
+
+    let folder = scene.folder().join("changing");
+    fs::create_dir(&folder).expect("a folder");
+    for name in ["lost", "stolen", "good"] {
+        scene.certificate(&folder, "changing", name).await;
+    }
+    let listed = |scope: &str| {
+        let answer = curl(&[&server.url("/crl/index.json")]);
+        let index: Value = serde_json::from_slice(&answer.body).ok()?;
+        let mut crls = index["crls"].as_array()?.iter();
+        crls.find(|crl| crl["authority"] == "changing" && crl["scope"] == scope).cloned()
+    };
+    let with = async |entries: u64| {
+        eventually("both have the revocations", || async {
+            let (full, delta) = (listed("full")?, listed("delta")?);
+            let good = [&full, &delta].iter().all(|crl| crl["entries"] == entries);
+            (good && full["number"] == delta["number"]).then_some(full["number"].clone())
+        })
+        .await
+    };
+    let pem = |url: &str, name: &str| {
+        fetch(&folder, &["--fail", "-o", "fetched.der", url]);
+        openssl(&folder, &["crl", "-inform", "DER", "-in", "fetched.der", "-out", name]);
+        openssl(&folder, &["crl", "-in", name, "-noout", "-text"])
+    };
+    let first = listed("full").expect("a CRL")["number"].clone();
+    scene.revoke("lost").await;
+    let second = with(1).await;
+    assert_ne!(first, second);
+    let told = pem(&server.url("/crl/changing/1.crl"), "old.pem");
+    let freshest = told.split_once("X509v3 Freshest CRL:").expect("it names its delta").1;
+    let url = freshest.split_once("URI:").expect("a URL").1;
+    let url = url.split_whitespace().next().expect("a URL").to_owned();
+    assert_eq!(url, server.url("/crl/changing/1/delta.crl"));
+
+    // What came since is on the delta; the complete one that somebody keeps lacks it.
+    scene.revoke("stolen").await;
+    with(2).await;
+    let told = pem(&url, "delta.pem");
+    assert!(told.contains("X509v3 Delta CRL Indicator: critical"), "{told}");
+    let both = ["old.pem", "delta.pem"].map(|name| fs::read(folder.join(name)).expect("a CRL"));
+    fs::write(folder.join("both.pem"), both.concat()).expect("written");
+    let verify = |crls: &str, flags: &[&str], name: &str| {
+        let leaf = format!("{name}.pem");
+        let all = ["verify", "-crl_check", "-CAfile", "ca.pem", "-CRLfile", crls];
+        ask(&folder, "openssl", &[&all, flags, &[&leaf]].concat())
+    };
+    let deltas = ["-extended_crl", "-use_deltas"];
+    assert!(verify("old.pem", &deltas, "stolen").0, "the complete one is of before");
+    for (name, good) in [("stolen", false), ("lost", false), ("good", true)] {
+        let (taken, told) = verify("both.pem", &deltas, name);
+        assert_eq!(taken, good, "{name}: {told}");
+        assert!(taken || told.contains("error 23"), "{name}: {told}");
+    }
+    // A delta is no complete CRL: alone it is none at all.
+    let (taken, told) = verify("delta.pem", &deltas, "good");
+    assert!(!taken && told.contains("error 3 "), "{told}");
+
+    // It goes when it is wanted no more.
+    let patch = Patch::Merge(json!({ "spec": { "crl": { "delta": false } } }));
+    authorities.patch("changing", &Default::default(), &patch).await.expect("patched");
+    eventually("the delta is gone", || async { (curl(&[&url]).status == 404).then_some(()) }).await;
+    scene.revoke("good").await;
+    eventually("a CRL without a delta", || async {
+        let told = pem(&server.url("/crl/changing/1.crl"), "last.pem");
+        (!told.contains("Freshest CRL") && told.matches("Serial Number").count() == 3).then_some(())
+    })
+    .await;
+    server.stop();
 }

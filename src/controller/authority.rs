@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::context::{Allowed, Ca, Context, Generation, Signing};
 use super::crl;
+use super::delta;
 use super::error::{Error, chain};
 use super::generations;
 use super::orphans::revoke_orphans;
@@ -102,13 +103,16 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     // After whoever waits for the complete CRLs was told of them.
     let mut wait = next.min(LONGEST);
-    match shards::keep(&context, &authority, &sound, now).await {
+    let divided = shards::keep(&context, &authority, &sound, now).await;
+    let followed = delta::keep(&context, &authority, &sound, now).await;
+    match divided.and_then(|next| followed.map(|()| next)) {
         Ok(next) => wait = wait.min(next),
         Err(error) if error.is_conflict() => return Err(error),
         Err(error) => {
             wait = wait.min(crl::RETRY);
             if ready.status {
-                let message = format!("a shard of the CRL was not published: {}", chain(&error));
+                let message =
+                    format!("a CRL beside the complete one was not published: {}", chain(&error));
                 ready = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
             }
         }

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
 use crate::api::authority::CaState;
-use crate::pki::crl::{CrlFacts, CrlNumber, Index, pem_len, to_pem};
+use crate::pki::crl::{CrlFacts, CrlNumber, Entry, Index, pem_len, to_pem};
 use crate::pki::{CertificateAuthority, Serial, hex};
 use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
@@ -299,6 +299,14 @@ impl Signing {
     }
 }
 
+/// The CRL that another one followed.
+pub struct Followed {
+    /// Its number.
+    pub number: CrlNumber,
+    /// What the next one has and this one had not, sorted by serial.
+    pub added: Vec<Entry>,
+}
+
 /// A published CRL.
 #[derive(Clone)]
 pub struct Published {
@@ -316,6 +324,8 @@ pub struct Published {
     pub resource_version: Option<String>,
     /// When this process published it, if it did.
     pub at: Option<Timestamp>,
+    /// The one that it followed, when this process published it.
+    pub followed: Option<Arc<Followed>>,
     /// The position of the ledger's next record when it was made; earlier versions did not note it.
     pub ledger_position: Option<u64>,
 }

@@ -20,7 +20,7 @@ use crate::cluster::apply::write;
 use crate::metrics::{GuardLabels, generation};
 use crate::pki::CertificateAuthority;
 use crate::pki::authority::CaFacts;
-use crate::plan::authority::Reason;
+use crate::plan::authority::{Reason, crl_url};
 use crate::plan::crl::{Decision, World, decide};
 use crate::plan::ledger::CaKey;
 use crate::plan::publication::{COMPONENT, Scope, head_name};
@@ -136,7 +136,15 @@ async fn in_service(
     }
     Ok(match read(context, key, ca, Some(&ours)).await? {
         Found::Crl(found) if found.facts.number >= ours.facts.number => {
-            (Published { at: ours.at, ..found }, true)
+            let same = found.facts.number == ours.facts.number;
+            (
+                Published {
+                    at: ours.at,
+                    followed: same.then_some(ours.followed).flatten(),
+                    ..found
+                },
+                true,
+            )
         }
         Found::Crl(Published { resource_version, .. }) | Found::Nothing(resource_version) => {
             (Published { resource_version, ..ours }, false)
@@ -214,6 +222,10 @@ async fn due_by_view(
         Some(split) => (seconds(split.root_crl_validity), seconds(split.root_crl_validity) / 12),
         None => (seconds(spec.validity), seconds(spec.refresh)),
     };
+    // A root's certificates are few: no delta CRL goes with its CRL.
+    let delta = crate::plan::delta::url_base(spec).ok().flatten();
+    let delta = delta.filter(|_| ca.state != CaState::Root);
+    let freshest = delta.map(|base| crl_url(base, &ca.key, Scope::Delta));
     let (ledger, key, ca_not_after) =
         (context.ledger.clone(), ca.key.clone(), signer.facts().not_after);
     let in_service = published.is_some_and(|(_, in_service)| in_service);
@@ -233,6 +245,7 @@ async fn due_by_view(
                 published_at,
                 validity,
                 refresh,
+                freshest: freshest.as_deref(),
                 ca_not_after,
                 now,
             })

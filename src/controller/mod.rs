@@ -6,6 +6,7 @@ pub mod canary;
 mod compaction;
 pub mod context;
 mod crl;
+mod delta;
 pub mod error;
 mod generations;
 pub mod identity;

@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, ResourceExt};
 use tracing::{error, info, warn};
 
-use super::context::{Context, Published};
+use super::context::{Context, Followed, Published};
 use super::error::{Error, chain};
 use crate::api::annotation;
 use crate::cluster::Key;
@@ -138,6 +138,7 @@ fn published(
         parts: parts.into(),
         resource_version,
         at,
+        followed: None,
         ledger_position: None,
     }
 }
@@ -165,9 +166,13 @@ pub(super) async fn publish(
     let (number, next_update) = (publication.number, publication.next_update);
     let ledger_position = publication.ledger_position;
     let (added, leaving) = (publication.added.len(), publication.leaving.len());
-    let made = {
+    let (made, publication) = {
         let (key, ca, previous) = (key.clone(), ca.clone(), previous.cloned());
-        apart(move || make(&key, &ca, previous.as_ref(), &publication)).await?
+        apart(move || {
+            let made = make(&key, &ca, previous.as_ref(), &publication)?;
+            Ok::<_, Error>((made, publication))
+        })
+        .await?
     };
     let Made { facts, index, der, mut rendered } = made;
 
@@ -180,7 +185,10 @@ pub(super) async fn publish(
     info!(number = number.0, entries, added, leaving, bytes, %next_update, "published a CRL");
     context.metrics.crl_publications.get_or_create(&label(&key.authority)).inc();
     let published = published(facts, index, der, parts, resource_version, Some(now));
-    Ok(Published { ledger_position: Some(ledger_position), ..published })
+    let followed = previous.map(|previous| {
+        Arc::new(Followed { number: previous.facts.number, added: publication.added })
+    });
+    Ok(Published { ledger_position: Some(ledger_position), followed, ..published })
 }
 
 /// Writes a CRL: the parts that are not there, then the head under the version of what stood before; and
@@ -219,11 +227,13 @@ fn make(
     previous: Option<&Published>,
     publication: &Publication,
 ) -> Result<Made, Error> {
-    let Publication { number, this_update, next_update, added, leaving, .. } = publication;
+    let Publication { number, this_update, next_update, freshest, added, leaving, .. } =
+        publication;
     let mut index = previous.map_or_else(Index::default, |previous| (*previous.index).clone());
     index.remove(leaving);
     index.insert(added);
-    let params = CrlParams::complete(*number, *this_update, *next_update);
+    let complete = CrlParams::complete(*number, *this_update, *next_update);
+    let params = CrlParams { freshest: freshest.as_deref(), ..complete };
     let crl::Encoded { der, cuts } = crl::encode(ca, &params, &index)?;
     let listed = previous.map_or(&[][..], |previous| &previous.facts.serials);
     let facts = crl::verify(&der, ca, &params, publication.serials(listed), added)?;
@@ -243,7 +253,13 @@ async fn put(context: &Context, mut part: ConfigMap) -> Result<(), Error> {
 /// Removes the parts of a CA's CRLs of one scope that neither the published one nor the one before it names,
 /// also those of a publisher that died before it wrote the head. What can't be removed now can be the next
 /// time.
-async fn sweep(context: &Context, key: &CaKey, scope: Scope, named: &[&[String]], now: Timestamp) {
+pub(super) async fn sweep(
+    context: &Context,
+    key: &CaKey,
+    scope: Scope,
+    named: &[&[String]],
+    now: Timestamp,
+) {
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     for part in context.stores.crls.list() {
         if !is_unused(key, scope, &part.metadata, named, now) {

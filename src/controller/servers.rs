@@ -151,6 +151,18 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_is_not_what_the_gate_answers_by() {
+        let entry = |scope: &str, number: u32| {
+            format!(
+                "{{\"authority\":\"a\",\"generation\":1,\"scope\":\"{scope}\",\"number\":\"{number}\"}}"
+            )
+        };
+        let crls = [entry("shard-0-of-2", 9), entry("full", 5), entry("shard-1-of-2", 3)];
+        let text = format!("{{\"crls\":[{}]}}", crls.join(","));
+        assert_eq!(read(text.as_bytes()), Some(index(&[("a", 1, 5)])));
+    }
+
+    #[test]
     fn what_is_no_list_is_refused() {
         for text in
             ["", "[]", "{}", "{\"crls\":[{\"authority\":\"a\",\"generation\":1,\"number\":\"x\"}]}"]

@@ -18,7 +18,7 @@ use crate::cluster::Key;
 use crate::pki::crl::{self, CrlError, CrlNumber, CrlParams, Index};
 use crate::pki::{CertificateAuthority, Serial};
 use crate::plan::authority::crl_url;
-use crate::plan::publication::{Scope, head_name, part_names, render};
+use crate::plan::publication::{Scope, head_name, part_names, render, shard_of};
 use crate::plan::shard::{self, Decision, decide, division};
 
 /// A shard as it stands in the cluster.
@@ -95,7 +95,7 @@ impl Division<'_> {
     async fn publish(&self, shards: Vec<Option<Shard>>) -> Result<Vec<Option<Shard>>, Error> {
         let (index, of) = (self.full.published.index.clone(), self.of);
         let wanted = apart(move || {
-            let place = |serial: &Serial| Scope::of_serial(serial, Some(of)).index();
+            let place = |serial: &Serial| shard_of(serial, of) as usize;
             let parts = index.partition(of as usize, place).into_iter();
             parts.map(|index| (index.sha256(), index)).collect::<Vec<_>>()
         });

@@ -55,6 +55,8 @@ pub struct World<'a> {
     pub validity: SignedDuration,
     /// A CRL is signed anew after this long.
     pub refresh: SignedDuration,
+    /// Where the delta CRL to it is, if there is one.
+    pub freshest: Option<&'a str>,
     /// End of the CA's validity: no CRL outlives it.
     pub ca_not_after: Timestamp,
     /// The time.
@@ -70,6 +72,8 @@ pub struct Publication {
     pub this_update: Timestamp,
     /// Its nextUpdate.
     pub next_update: Timestamp,
+    /// Where the delta CRL to it is, if there is one.
+    pub freshest: Option<String>,
     /// Entries that the published CRL does not have, sorted by serial.
     pub added: Vec<Entry>,
     /// Serials of the published CRL that it will not have, sorted.
@@ -149,6 +153,7 @@ fn publication(world: &World<'_>, changes: Changes) -> Publication {
         number: CrlNumber::next(world.published.map(|published| published.number), world.now),
         this_update: crate::api::condition::truncate(this_update),
         next_update: crate::api::condition::truncate(next_update),
+        freshest: world.freshest.map(ToOwned::to_owned),
         added: changes.added,
         leaving: changes.leaving,
         ledger_position: world.position,
@@ -286,6 +291,7 @@ mod tests {
             published_at: None,
             validity: HOUR * 10,
             refresh: HOUR,
+            freshest: None,
             ca_not_after: second(500_000),
             now: second(now),
         }

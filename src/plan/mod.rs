@@ -7,6 +7,7 @@ pub mod authority;
 pub mod canary;
 pub mod cel;
 pub mod crl;
+pub mod delta;
 pub mod destination;
 pub mod enforcement;
 pub mod headroom;

@@ -61,24 +61,21 @@ pub enum Scope {
         /// Of how many.
         of: u32,
     },
+    /// What was revoked since an earlier complete CRL.
+    Delta,
+}
+
+/// The shard, from 0, of a certificate: the last four octets of its serial number, as a number, modulo the
+/// number of shards.
+pub fn shard_of(serial: &Serial, of: u32) -> u32 {
+    let last = serial.as_be_bytes().iter().rev().take(4).rev();
+    last.fold(0, |number: u32, octet| number << 8 | u32::from(*octet)).checked_rem(of).unwrap_or(0)
 }
 
 impl Scope {
-    /// The scope of the CRL that a certificate names: its shard, or all when there are none. The shard is
-    /// the last four octets of the serial number, as a number, modulo the number of shards.
+    /// The scope of the CRL that a certificate names: its shard, or all when there are none.
     pub fn of_serial(serial: &Serial, shards: Option<u32>) -> Self {
-        let last = serial.as_be_bytes().iter().rev().take(4).rev();
-        let last = last.fold(0, |number: u32, octet| number << 8 | u32::from(*octet));
-        let index = |of: u32| last.checked_rem(of);
-        shards.and_then(|of| Some(Self::Shard { index: index(of)?, of })).unwrap_or_default()
-    }
-
-    /// Which shard it is, from 0.
-    pub fn index(self) -> usize {
-        match self {
-            Self::Full => 0,
-            Self::Shard { index, .. } => index as usize,
-        }
+        shards.map_or(Self::Full, |of| Self::Shard { index: shard_of(serial, of), of })
     }
 
     /// The scopes of all shards.
@@ -91,6 +88,7 @@ impl Scope {
         let CaKey { authority, generation } = key;
         match self {
             Self::Full => format!("/crl/{authority}/{generation}.crl"),
+            Self::Delta => format!("/crl/{authority}/{generation}/delta.crl"),
             Self::Shard { index, of } => {
                 format!("/crl/{authority}/{generation}/{index}-of-{of}.crl")
             }
@@ -105,8 +103,11 @@ impl Scope {
         noted.map_or(Some(Self::Full), |scope| Self::parse(scope))
     }
 
-    /// Reads what [`fmt::Display`] writes of a shard.
+    /// Reads what [`fmt::Display`] writes of a shard or a delta.
     fn parse(text: &str) -> Option<Self> {
+        if text == "delta" {
+            return Some(Self::Delta);
+        }
         let (index, of) = text.strip_prefix("shard-")?.split_once("-of-")?;
         let (index, of) = (index.parse().ok()?, of.parse().ok()?);
         let scope = Self::Shard { index, of };
@@ -120,6 +121,7 @@ impl fmt::Display for Scope {
         match self {
             Self::Full => f.write_str("full"),
             Self::Shard { index, of } => write!(f, "shard-{index}-of-{of}"),
+            Self::Delta => f.write_str("delta"),
         }
     }
 }
@@ -139,6 +141,7 @@ fn stem(CaKey { authority, generation }: &CaKey, scope: Scope) -> String {
     match scope {
         Scope::Full => format!("{authority}-{generation}"),
         Scope::Shard { index, of } => format!("{authority}-{generation}-s{index}of{of}"),
+        Scope::Delta => format!("{authority}-{generation}-delta"),
     }
 }
 
@@ -406,7 +409,9 @@ mod tests {
     #[test]
     fn each_scope_has_its_own_path_name_and_annotation() {
         let mut seen = std::collections::BTreeSet::new();
-        for scope in [Scope::Full].into_iter().chain(Scope::shards(2)).chain(Scope::shards(13)) {
+        for scope in
+            [Scope::Full, Scope::Delta].into_iter().chain(Scope::shards(2)).chain(Scope::shards(13))
+        {
             let der = octets(2 * WHOLE_BYTES);
             let Rendered { head, parts } =
                 render(&key(), scope, "", &der, &[9, der.len()], CrlNumber(1));
@@ -417,7 +422,8 @@ mod tests {
             assert!(seen.insert(parts[0].metadata.name.clone()));
         }
         let mut head = render(&key(), Scope::Full, "", &[], &[], CrlNumber(1)).head;
-        for text in ["delta", "shard-1", "shard-2-of-2", "shard-01-of-2", "shard-1-of-+2", "full"] {
+        for text in ["deltas", "shard-1", "shard-2-of-2", "shard-01-of-2", "shard-1-of-+2", "full"]
+        {
             let noted = (annotation::CRL_SCOPE.to_owned(), text.to_owned());
             head.metadata.annotations.get_or_insert_default().extend([noted]);
             assert_eq!(Scope::of(&head.metadata), None, "{text} is not taken for the complete one");

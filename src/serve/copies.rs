@@ -162,7 +162,7 @@ mod tests {
     use super::*;
     use crate::pki::CertificateAuthority;
     use crate::pki::authority::tests::{instant, sample};
-    use crate::pki::crl::{CrlNumber, sign};
+    use crate::pki::crl::{CrlNumber, CrlParams, Index, encode, sign};
     use crate::plan::ledger::CaKey;
     use crate::plan::publication::render;
 
@@ -175,6 +175,25 @@ mod tests {
 
     fn read_back(folder: &Path) -> View {
         Copies::open(folder).unwrap().read().unwrap()
+    }
+
+    #[test]
+    fn a_shard_is_kept_beside_the_complete_one() {
+        let (folder, ca) = (tempfile::tempdir().unwrap(), sample());
+        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
+        let (key, scope) = (CaKey::first("staff"), Scope::Shard { index: 1, of: 4 });
+        let url = format!("http://crl.example.com{}", scope.path(&key));
+        let complete = CrlParams::complete(CrlNumber(7), this, next);
+        let params = CrlParams { distribution_point: Some(&url), ..complete };
+        let der = encode(&ca, &params, &Index::default()).unwrap().der;
+        let shard = render(&key, scope, &ca.certificate_pem(), &der, &[], CrlNumber(7)).head;
+        let view = View::default().with(&published(&ca, "staff", 7)).with(&shard);
+        Copies::open(folder.path()).unwrap().keep(&view).unwrap();
+
+        let found = read_back(folder.path());
+        assert_eq!(found.all().count(), 2);
+        assert_eq!(found.scoped(&key, scope).unwrap().der(), &der);
+        assert_ne!(found.get(&key).unwrap().der(), &der);
     }
 
     fn describe(view: &View) -> Vec<(String, u128, bool, bool)> {

@@ -94,6 +94,7 @@ impl Published {
         let point = crl.distribution_point;
         let good = match scope {
             Scope::Full => crl.is_complete,
+            Scope::Delta => crl.base.is_some(),
             Scope::Shard { .. } => point.is_some_and(|url| url.ends_with(&scope.path(&key))),
         };
         if !good {

@@ -3,8 +3,8 @@
 //! copied.
 
 use super::frame::{
-    self, Frame, ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER,
-    ID_CE_ISSUING_DISTRIBUTION_POINT, RawEntry,
+    self, Frame, ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER, ID_CE_DELTA_CRL_INDICATOR,
+    ID_CE_FRESHEST_CRL, ID_CE_ISSUING_DISTRIBUTION_POINT, RawEntry,
 };
 use super::{CrlError, REASONS};
 use crate::pki::authority::CaFacts;
@@ -59,7 +59,9 @@ pub const RULES: &[Rule] = &[
     rule("extensions", "RFC 5280 section 5.2", extensions),
     rule("authority_key_identifier", "RFC 5280 section 5.2.1", authority_key_identifier),
     rule("crl_number", "RFC 5280 section 5.2.3", crl_number),
+    rule("delta_crl_indicator", "RFC 5280 section 5.2.4", delta_crl_indicator),
     rule("issuing_distribution_point", "RFC 5280 section 5.2.5", issuing_distribution_point),
+    rule("freshest_crl", "RFC 5280 section 5.2.6", freshest_crl),
 ];
 
 /// Does a CRL keep every rule? The signature itself is not looked at: [`super::verify()`] does that.
@@ -170,7 +172,9 @@ fn extensions(crl: &Crl<'_>) -> Check {
     let known = [
         (ID_CE_AUTHORITY_KEY_IDENTIFIER, false),
         (ID_CE_CRL_NUMBER, false),
+        (ID_CE_DELTA_CRL_INDICATOR, true),
         (ID_CE_ISSUING_DISTRIBUTION_POINT, true),
+        (ID_CE_FRESHEST_CRL, false),
     ];
     for extension in &crl.frame.extensions {
         let oid = extension.oid;
@@ -202,6 +206,16 @@ fn crl_number(crl: &Crl<'_>) -> Check {
         .ok_or_else(|| format!("{} is not a number below 2^128 that is not negative", hex(value)))
 }
 
+fn delta_crl_indicator(crl: &Crl<'_>) -> Check {
+    let Some(extension) = crl.frame.extension(ID_CE_DELTA_CRL_INDICATOR) else { return Ok(()) };
+    let base = frame::integer(extension.value).ok_or("the base number can't be read")?;
+    let number = crl.frame.number().map(|number| number.0);
+    require(number.is_some_and(|number| base < number), || "the base is not older".to_owned())?;
+    // Only the complete CRL has one.
+    let shard = crl.frame.extension(ID_CE_ISSUING_DISTRIBUTION_POINT);
+    require(shard.is_none(), || "there is an issuingDistributionPoint beside it".to_owned())
+}
+
 /// One URL, as the distribution point of the certificates has it, and no onlyContains...: verifiers
 /// stumble over those.
 fn issuing_distribution_point(crl: &Crl<'_>) -> Check {
@@ -210,6 +224,17 @@ fn issuing_distribution_point(crl: &Crl<'_>) -> Check {
     frame::one_url(extension.value)
         .map(drop)
         .ok_or_else(|| "it is not one http:// URL and nothing else".to_owned())
+}
+
+/// One URL, in a complete CRL alone.
+fn freshest_crl(crl: &Crl<'_>) -> Check {
+    if crl.frame.extension(ID_CE_FRESHEST_CRL).is_none() {
+        return Ok(());
+    }
+    require(crl.frame.extensions.iter().all(|extension| !extension.critical), || {
+        "it stands in a CRL that is not complete".to_owned()
+    })?;
+    crl.frame.freshest().map(drop).ok_or_else(|| "it is not one http:// URL".to_owned())
 }
 
 #[cfg(test)]
@@ -222,7 +247,7 @@ mod tests {
 
     const URL: &str = "http://crl.example.com/crl/staff/1/0-of-4.crl";
 
-    fn encoded(authority: &CertificateAuthority, number: u128, url: Option<&str>) -> Vec<u8> {
+    fn encoded(authority: &CertificateAuthority, change: fn(&mut CrlParams<'_>)) -> Vec<u8> {
         let serials = ["0a", "ff00", "7f".repeat(20).as_str()].map(|s| s.parse().unwrap());
         let dates = ["2026-05-01T10:00:00Z", "2049-12-31T23:59:59Z", "2050-01-01T00:00:00Z"];
         let entries = [0, 1, 2].map(|at| Entry {
@@ -231,18 +256,24 @@ mod tests {
             reason: [None, Some(1), Some(9)][at],
         });
         let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
-        let complete = CrlParams::complete(CrlNumber(number), this, next);
-        let params = CrlParams { distribution_point: url, ..complete };
+        let mut params = CrlParams::complete(CrlNumber(7), this, next);
+        change(&mut params);
         encode(authority, &params, &Index::of(&entries)).unwrap().der
     }
 
     #[test]
     fn what_is_encoded_keeps_every_rule() {
         let authority = sample();
-        for number in [0, 7, 0x80, u128::MAX] {
-            for url in [None, Some(URL)] {
-                lint(&encoded(&authority, number, url), authority.facts()).unwrap();
-            }
+        for change in [
+            (|_| {}) as fn(&mut CrlParams<'_>),
+            |params| params.number = CrlNumber(0),
+            |params| params.number = CrlNumber(0x80),
+            |params| params.number = CrlNumber(u128::MAX),
+            |params| params.distribution_point = Some(URL),
+            |params| params.freshest = Some(URL),
+            |params| params.base = Some(CrlNumber(3)),
+        ] {
+            lint(&encoded(&authority, change), authority.facts()).unwrap();
         }
     }
 
@@ -278,6 +309,14 @@ mod tests {
     fn point(url: &str) -> Vec<u8> {
         let name = der::tlv(0xa0, &der::tlv(0xa0, &der::tlv(0x86, url.as_bytes())));
         der::tlv(SEQUENCE, &name)
+    }
+
+    fn freshest() -> Vec<u8> {
+        der::tlv(SEQUENCE, &point(URL))
+    }
+
+    fn base(number: u8) -> Vec<u8> {
+        extension(0x1b, true, &der::tlv(INTEGER, &[number]))
     }
 
     fn reason(code: u8, critical: bool) -> Vec<u8> {
@@ -377,10 +416,29 @@ mod tests {
             ("extensions", Box::new(|f| f.extensions.push(extension(0x12, false, &[5, 0])))),
             ("extensions", Box::new(|f| f.extensions.push(f.extensions[0].clone()))),
             ("extensions", Box::new(|f| f.extensions[1] = extension(0x14, true, &[2, 1, 7]))),
-            // deltaCRLIndicator, issuingDistributionPoint that is not critical, freshestCRL.
-            ("extensions", Box::new(|f| f.extensions.push(extension(0x1b, true, &[2, 1, 1])))),
+            // deltaCRLIndicator and issuingDistributionPoint that are not critical, freshestCRL that is.
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x1b, false, &[2, 1, 1])))),
             ("extensions", Box::new(|f| f.extensions.push(extension(0x1c, false, &point(URL))))),
-            ("extensions", Box::new(|f| f.extensions.push(extension(0x2e, false, &[0x30, 0])))),
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x2e, true, &freshest())))),
+            // A base that is not older, or no number; with a shard, or with another delta.
+            ("delta_crl_indicator", Box::new(|f| f.extensions.push(base(7)))),
+            ("delta_crl_indicator", Box::new(|f| f.extensions.push(base(0xff)))),
+            (
+                "delta_crl_indicator",
+                Box::new(|f| f.extensions.extend([base(1), extension(0x1c, true, &point(URL))])),
+            ),
+            (
+                "freshest_crl",
+                Box::new(|f| f.extensions.extend([base(1), extension(0x2e, false, &freshest())])),
+            ),
+            (
+                "freshest_crl",
+                Box::new(|f| {
+                    let shard = extension(0x1c, true, &point(URL));
+                    f.extensions.extend([shard, extension(0x2e, false, &freshest())]);
+                }),
+            ),
+            ("freshest_crl", Box::new(|f| f.extensions.push(extension(0x2e, false, &point(URL))))),
             ("authority_key_identifier", Box::new(|f| drop(f.extensions.remove(0)))),
             (
                 "authority_key_identifier",

@@ -1,6 +1,6 @@
 //! Certificate revocation lists (RFC 5280 section 5): one complete CRL per CA certificate, version 2,
 //! with authority key identifier and CRL number, without issuingDistributionPoint, so that every
-//! verifier takes it; and shards of it for verifiers that fetch what a certificate names.
+//! verifier takes it; shards of it for verifiers that fetch what a certificate names; and delta CRLs to it.
 //!
 //! Entries are encoded once and kept sorted; a CRL is a header, those bytes and one signature. What was
 //! made is read again by code that had no part in it, before anyone sees it.
@@ -12,7 +12,7 @@ pub mod lint;
 pub mod signed;
 pub mod verify;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::key::SignError;
 use super::{CertificateAuthority, Serial};
@@ -47,6 +47,12 @@ impl CrlNumber {
     pub fn next(previous: Option<Self>, now: Timestamp) -> Self {
         let nanos = u128::try_from(now.as_nanosecond()).unwrap_or(0);
         Self(previous.map_or(nanos, |previous| nanos.max(previous.0 + 1)))
+    }
+
+    /// How much later this one was made than an earlier one, as far as their numbers tell.
+    pub fn age(self, earlier: Self) -> SignedDuration {
+        let nanos = i64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(i64::MAX);
+        SignedDuration::from_nanos(nanos)
     }
 }
 
@@ -99,12 +105,23 @@ pub struct CrlParams<'a> {
     /// The one URL of its shard, as the certificates have it (RFC 5280 section 5.2.5). A complete CRL has
     /// none.
     pub distribution_point: Option<&'a str>,
+    /// Number of the complete CRL to which a delta CRL adds (RFC 5280 section 5.2.4).
+    pub base: Option<CrlNumber>,
+    /// Where the delta CRL to a complete one is (RFC 5280 section 5.2.6).
+    pub freshest: Option<&'a str>,
 }
 
 impl CrlParams<'_> {
     /// Those of a complete CRL.
     pub fn complete(number: CrlNumber, this_update: Timestamp, next_update: Timestamp) -> Self {
-        Self { number, this_update, next_update, distribution_point: None }
+        Self {
+            number,
+            this_update,
+            next_update,
+            distribution_point: None,
+            base: None,
+            freshest: None,
+        }
     }
 }
 
@@ -134,6 +151,11 @@ pub fn read(der: &[u8]) -> Result<CrlFacts, CrlError> {
         authority_key_id: frame.authority_key_id().unwrap_or_default().to_vec(),
         serials: serials.collect::<Result<_, _>>()?,
     })
+}
+
+/// The number of the complete CRL to which a delta CRL adds; none when it is no delta CRL.
+pub fn base(der: &[u8]) -> Result<Option<CrlNumber>, CrlError> {
+    Ok(Frame::read(der)?.base())
 }
 
 /// The entries of a CRL of ours, as they are encoded. None when another encoder made it.
@@ -181,11 +203,14 @@ mod tests {
         for count in [0, 1, 7, 500] {
             let entries = entries(count);
             let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
-            let params = CrlParams::complete(CrlNumber(7), this, next);
-            let der = encode(&authority, &params, &Index::of(&entries)).unwrap().der;
-            let facts = verify(&der, &authority, &params, serials(&entries), &entries).unwrap();
-            assert_eq!((facts.this_update, facts.next_update), (this, next));
-            assert_eq!(read(&der).unwrap(), facts);
+            let complete = CrlParams::complete(CrlNumber(7), this, next);
+            for base in [None, Some(CrlNumber(3))] {
+                let params = CrlParams { base, ..complete };
+                let der = encode(&authority, &params, &Index::of(&entries)).unwrap().der;
+                let facts = verify(&der, &authority, &params, serials(&entries), &entries).unwrap();
+                assert_eq!((facts.this_update, facts.next_update), (this, next));
+                assert_eq!((read(&der).unwrap(), super::base(&der).unwrap()), (facts, base));
+            }
         }
     }
 
@@ -203,6 +228,10 @@ mod tests {
         assert_eq!(check(&der, &sample(), &params, &entries), CrlError::Signature.to_string());
         let other = CrlParams { number: CrlNumber(8), ..params };
         assert_eq!(check(&der, &authority, &other, &entries), differs("number"));
+        let other = CrlParams { base: Some(CrlNumber(1)), ..params };
+        assert_eq!(check(&der, &authority, &other, &entries), differs("base"));
+        let other = CrlParams { freshest: Some("http://x/1.crl"), ..params };
+        assert_eq!(check(&der, &authority, &other, &entries), differs("freshest CRL"));
         let other = CrlParams { distribution_point: Some("http://x/1.crl"), ..params };
         assert_eq!(
             check(&der, &authority, &other, &entries),
