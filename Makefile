@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint audit bench bench-crl bench-crl-http bench-ledger bench-revocation fuzz crds image clean
+.PHONY: help demo test soak lint audit bench bench-crl bench-crl-http bench-gate bench-ledger bench-revocation fuzz crds image clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
@@ -40,6 +40,9 @@ bench-ledger: ## serials recorded per second, with group commit and without
 
 bench-crl-http: ## CRLs over HTTP, with nginx in the same run; needs wrk
 	@e2e/bench/crl-http
+
+bench-gate: ## decisions of the gate with 100,000 revoked certificates, with nginx's own check in the same run; needs wrk
+	@e2e/bench/gate
 
 fuzz: ## every parser of foreign bytes, for FUZZ_SECONDS=60 each
 	@fuzz/run

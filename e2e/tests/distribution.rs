@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,20 +16,21 @@ use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
 use countersign::pki::authority::{CaParams, CertificateAuthority, NameConstraints};
 use countersign::pki::crl::{self, CrlNumber, Entry};
-use countersign::pki::inspect::certificates;
+use countersign::pki::inspect::{certificates, inspect};
 use countersign::pki::name::{Attribute, Name};
 use countersign::pki::{KeyType, PrivateKey, Serial, sha256_hex};
 use countersign::plan::ledger::CaKey;
-use countersign::plan::publication::{Rendered, render};
+use countersign::plan::publication::{Rendered, Scope, head_name, render};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::api::PostParams;
+use kube::api::{Patch, PostParams};
 use kube::{Api, Client};
+use serde_json::{Value, json};
 
 use support::control_plane::ControlPlane;
 use support::operator::{NAMESPACE, Operator};
 use support::server::{Server, clock, curl};
-use support::{ask, create, delete, eventually, namespace, openssl, wait_for};
+use support::{ask, create, delete, eventually, namespace, openssl, try_create, wait_for};
 
 /// A control plane with an authority and identities, and a folder for what clients fetch.
 struct Scene {
@@ -365,7 +367,7 @@ fn large_crl(ca: &CertificateAuthority, number: u128, entries: u64) -> (Vec<u8>,
     cuts.push(end);
     let key = CaKey::first("large");
     let number = CrlNumber(number);
-    let rendered = render(&key, &ca.certificate_pem(), &der, &cuts, number);
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &cuts, number);
     (der, rendered)
 }
 
@@ -432,5 +434,301 @@ async fn a_large_crl_is_served_when_all_its_parts_are_there() {
     let server = Server::start(&plane, Some(&cache));
     server.until_ready().await;
     assert_eq!(curl(&[&server.url("/crl/large/1.crl")]).body, second);
+    server.stop();
+}
+
+const SHARDS: u32 = 4;
+
+/// What the list says of each CRL of authority `sharded`, by scope.
+fn by_scope(server: &Server) -> Option<BTreeMap<String, Value>> {
+    let answer = curl(&[&server.url("/crl/index.json")]);
+    let index: Value = serde_json::from_slice(&answer.body).ok()?;
+    let crls = index["crls"].as_array()?.iter().filter(|crl| crl["authority"] == "sharded");
+    let crls = crls.map(|crl| Some((crl["scope"].as_str()?.to_owned(), crl.clone())));
+    crls.collect::<Option<BTreeMap<_, _>>>().filter(|crls| crls.len() == 1 + SHARDS as usize)
+}
+
+/// A certificate of authority `sharded`, written to `<name>.pem`.
+struct Sharded {
+    name: String,
+    scope: Scope,
+    url: String,
+}
+
+impl Scene {
+    /// Issues a certificate, and writes it to `<name>.pem`, and its CA to `ca.pem`.
+    async fn certificate(&self, folder: &Path, authority: &str, name: &str) -> Vec<u8> {
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: {authority}}}, commonName: {name}, secretName: {name}-tls}}}}"
+        );
+        create(&self.identities(), &yaml).await;
+        wait_for(&self.identities(), name, READY, "True", "Issued").await;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secret = secrets.get(&format!("{name}-tls")).await.expect("a Secret");
+        let data = secret.data.expect("data");
+        fs::write(folder.join(format!("{name}.pem")), &data["tls.crt"].0).expect("written");
+        fs::write(folder.join("ca.pem"), &data["ca.crt"].0).expect("written");
+        certificates(&data["tls.crt"].0).expect("a chain").swap_remove(0).to_vec()
+    }
+
+    /// Issues one of authority `sharded`, and reads where its CRL is as OpenSSL reads it.
+    async fn sharded(&self, folder: &Path, name: &str) -> Sharded {
+        let leaf = self.certificate(folder, "sharded", name).await;
+        let file = format!("{name}.pem");
+        let points =
+            openssl(folder, &["x509", "-in", &file, "-noout", "-ext", "crlDistributionPoints"]);
+        let urls: Vec<&str> = points.split("URI:").skip(1).collect();
+        let [url] = urls[..] else { panic!("one URL: {points}") };
+        let serial = inspect(&leaf).expect("a certificate").serial;
+        let scope = Scope::of_serial(&serial, Some(SHARDS));
+        Sharded { name: name.to_owned(), scope, url: url.trim().to_owned() }
+    }
+}
+
+/// Does OpenSSL take a certificate by the CRL that is at this URL?
+fn openssl_takes(folder: &Path, one: &Sharded, url: &str) -> Result<(), String> {
+    fetch(folder, &["--fail", "-o", "fetched.der", url]);
+    openssl(folder, &["crl", "-inform", "DER", "-in", "fetched.der", "-out", "fetched.pem"]);
+    let leaf = format!("{}.pem", one.name);
+    let crl = ["-crl_check", "-CAfile", "ca.pem", "-CRLfile", "fetched.pem"];
+    let (good, told) = ask(folder, "openssl", &[&["verify"], &crl[..], &[&leaf]].concat());
+    if good { Ok(()) } else { Err(told) }
+}
+
+#[tokio::test]
+async fn a_client_that_fetches_what_the_certificate_names_gets_its_shard() {
+    let (mut scene, operator) = Scene::new(&[]).await;
+    let cache = scene.folder().join("cache");
+    let server = scene.serve(Some(&cache));
+    server.until_ready().await;
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let authority = |crl: &str| {
+        format!(
+            "{{metadata: {{name: sharded}}, spec: {{selfSigned: {{commonName: Sharded CA}}, crl: {crl}}}}}"
+        )
+    };
+    let base = server.url("");
+    let refused = try_create(&authorities, &authority("{shards: 4}")).await.unwrap_err();
+    assert!(
+        refused.contains("spec.crl.shards needs spec.crl.distributionPointBaseURL"),
+        "{refused}"
+    );
+    for shards in [1, 65] {
+        let crl = format!("{{shards: {shards}, distributionPointBaseURL: '{base}'}}");
+        try_create(&authorities, &authority(&crl)).await.unwrap_err();
+    }
+    let crl = format!("{{shards: {SHARDS}, distributionPointBaseURL: '{base}'}}");
+    create(&authorities, &authority(&crl)).await;
+    wait_for(&authorities, "sharded", READY, "True", "Ready").await;
+    for change in [
+        json!({ "shards": 8 }),
+        json!({ "shards": null }),
+        json!({ "distributionPointBaseURL": "http://other.example.com" }),
+    ] {
+        let patch = Patch::Merge(json!({ "spec": { "crl": change } }));
+        let refused = authorities.patch("sharded", &Default::default(), &patch).await.unwrap_err();
+        assert!(refused.to_string().contains("can't be changed once set"), "{refused}");
+    }
+
+    // Before anything is revoked every shard is there, empty.
+    let before = eventually("the shards are listed", || async { by_scope(&server) }).await;
+    let number = &before["full"]["number"];
+    for (scope, listed) in &before {
+        assert_eq!((&listed["entries"], &listed["number"]), (&json!(0), number), "{scope}");
+    }
+
+    // Certificates until two shards have one, as each of them says itself.
+    let folder = scene.folder().join("sharded");
+    fs::create_dir(&folder).expect("a folder");
+    let mut issued: Vec<Sharded> = Vec::new();
+    let (stolen, other) = loop {
+        let one = scene.sharded(&folder, &format!("device-{}", issued.len())).await;
+        let path = one.scope.path(&CaKey::first("sharded"));
+        assert_eq!(one.url, format!("{base}{path}"));
+        let known = issued.iter().position(|known| known.scope != one.scope);
+        issued.push(one);
+        if let Some(known) = known {
+            break (&issued[known], issued.last().expect("just issued"));
+        }
+    };
+    for one in [stolen, other] {
+        openssl_takes(&folder, one, &one.url).expect("not revoked");
+    }
+
+    scene.revoke(&stolen.name).await;
+    let shard = stolen.scope.to_string();
+    let after = eventually("the shard has the revoked certificate", || async {
+        by_scope(&server)
+            .filter(|crls| crls[&shard]["entries"] == 1 && crls["full"]["entries"] == 1)
+    })
+    .await;
+    let refused = openssl_takes(&folder, stolen, &stolen.url).unwrap_err();
+    assert!(refused.contains("error 23"), "{refused}");
+    openssl_takes(&folder, other, &other.url).expect("not revoked");
+    let refused = openssl_takes(&folder, stolen, &other.url).unwrap_err();
+    assert!(refused.contains("error 44"), "a shard is no answer for others: {refused}");
+    // OpenSSL by itself, from nothing but the certificate.
+    for (one, good) in [(stolen, false), (other, true)] {
+        let leaf = format!("{}.pem", one.name);
+        let by_itself = ["verify", "-crl_check", "-crl_download", "-CAfile", "ca.pem", &leaf];
+        let (taken, told) = ask(&folder, "openssl", &by_itself);
+        assert_eq!(taken, good, "{}: {told}", one.name);
+    }
+    // The complete one goes on for those who take that.
+    let full = server.url("/crl/sharded/1.crl");
+    openssl_takes(&folder, other, &full).expect("not revoked");
+    let refused = openssl_takes(&folder, stolen, &full).unwrap_err();
+    assert!(refused.contains("error 23"), "{refused}");
+    // Only the shard whose entries changed was signed anew, under the number of the complete one.
+    for (scope, listed) in &after {
+        let changed = *scope == shard || scope == "full";
+        let number = if changed { &after["full"]["number"] } else { number };
+        assert_eq!(&listed["number"], number, "{scope}");
+    }
+    assert_ne!(&after["full"]["number"], number);
+
+    // As files like any other.
+    let whole = curl(&[&stolen.url]);
+    assert_eq!(whole.header("etag"), format!("\"{}\"", sha256_hex(&whole.body)));
+    assert_eq!(after[&shard]["sha256"], sha256_hex(&whole.body));
+    let tag = format!("If-None-Match: {}", whole.header("etag"));
+    assert_eq!(curl(&["-H", &tag, &stolen.url]).status, 304);
+    assert_eq!(curl(&["--range", "0-9", &stolen.url]).body, whole.body[..10]);
+    fetch(&folder, &["-o", "shard.pem", &stolen.url.replace(".crl", ".pem")]);
+    openssl(&folder, &["crl", "-in", "shard.pem", "-outform", "DER", "-out", "shard.der"]);
+    assert_eq!(fs::read(folder.join("shard.der")).expect("a CRL"), whole.body);
+
+    // One that somebody deletes comes back. After a restart none is signed again.
+    let config_maps: Api<ConfigMap> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let name = head_name(&CaKey::first("sharded"), other.scope);
+    delete(&config_maps, &name).await;
+    eventually("the shard is back", || async { config_maps.get_opt(&name).await.ok().flatten() })
+        .await;
+    let settled = eventually("it is listed", || async { by_scope(&server) }).await;
+    operator.stop();
+    let written = scene.plane.writes("operator").len();
+    let operator = Operator::start(&scene.plane);
+    scene.sharded(&folder, "after-the-restart").await;
+    let patch = Patch::Merge(json!({ "spec": { "crl": { "validity": "100h" } } }));
+    let patched = authorities.patch("sharded", &Default::default(), &patch).await.expect("patched");
+    eventually("the authority was looked at", || async {
+        let seen = authorities.get("sharded").await.ok()?.status?.observed_generation;
+        (seen == patched.metadata.generation).then_some(())
+    })
+    .await;
+    let writes = scene.plane.writes("operator").split_off(written);
+    let of_crls: Vec<_> =
+        writes.iter().filter(|write| write.name.starts_with("countersign/crl-sharded")).collect();
+    assert!(of_crls.is_empty() && !writes.is_empty(), "{of_crls:?}");
+    assert_eq!(by_scope(&server), Some(settled));
+
+    // Copies of them serve on while there is no API server.
+    let copies = Scope::shards(SHARDS).map(|scope| head_name(&CaKey::first("sharded"), scope));
+    for name in copies {
+        let copy = cache.join(format!("{name}.json"));
+        eventually("the copy is on the disk", || async { copy.exists().then_some(()) }).await;
+    }
+    operator.kill();
+    scene.plane.stop_apiserver();
+    server.kill();
+    let server = scene.serve(Some(&cache));
+    server.until_ready().await;
+    let path = stolen.scope.path(&CaKey::first("sharded"));
+    assert_eq!(curl(&[&server.url(&path)]).body, whole.body);
+}
+
+#[tokio::test]
+async fn a_delta_crl_tells_what_was_revoked_since_its_base() {
+    let (scene, _operator) = Scene::new(&[]).await;
+    let server = scene.serve(None);
+    server.until_ready().await;
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let base = server.url("");
+    let authority = |crl: &str| {
+        format!(
+            "{{metadata: {{name: changing}}, spec: {{selfSigned: {{commonName: Changing CA}}, crl: {crl}}}}}"
+        )
+    };
+    for (crl, why) in [
+        ("{delta: true}".to_owned(), "spec.crl.delta needs"),
+        (
+            format!("{{delta: true, shards: 2, distributionPointBaseURL: '{base}'}}"),
+            "can't go with spec.crl.shards",
+        ),
+    ] {
+        let refused = try_create(&authorities, &authority(&crl)).await.unwrap_err();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let crl = format!("{{delta: true, distributionPointBaseURL: '{base}'}}");
+    create(&authorities, &authority(&crl)).await;
+    wait_for(&authorities, "changing", READY, "True", "Ready").await;
+
+    let folder = scene.folder().join("changing");
+    fs::create_dir(&folder).expect("a folder");
+    for name in ["lost", "stolen", "good"] {
+        scene.certificate(&folder, "changing", name).await;
+    }
+    let listed = |scope: &str| {
+        let answer = curl(&[&server.url("/crl/index.json")]);
+        let index: Value = serde_json::from_slice(&answer.body).ok()?;
+        let mut crls = index["crls"].as_array()?.iter();
+        crls.find(|crl| crl["authority"] == "changing" && crl["scope"] == scope).cloned()
+    };
+    let with = async |entries: u64| {
+        eventually("both have the revocations", || async {
+            let (full, delta) = (listed("full")?, listed("delta")?);
+            let good = [&full, &delta].iter().all(|crl| crl["entries"] == entries);
+            (good && full["number"] == delta["number"]).then_some(full["number"].clone())
+        })
+        .await
+    };
+    let pem = |url: &str, name: &str| {
+        fetch(&folder, &["--fail", "-o", "fetched.der", url]);
+        openssl(&folder, &["crl", "-inform", "DER", "-in", "fetched.der", "-out", name]);
+        openssl(&folder, &["crl", "-in", name, "-noout", "-text"])
+    };
+    let first = listed("full").expect("a CRL")["number"].clone();
+    scene.revoke("lost").await;
+    let second = with(1).await;
+    assert_ne!(first, second);
+    let told = pem(&server.url("/crl/changing/1.crl"), "old.pem");
+    let freshest = told.split_once("X509v3 Freshest CRL:").expect("it names its delta").1;
+    let url = freshest.split_once("URI:").expect("a URL").1;
+    let url = url.split_whitespace().next().expect("a URL").to_owned();
+    assert_eq!(url, server.url("/crl/changing/1/delta.crl"));
+
+    // What came since is on the delta; the complete one that somebody keeps lacks it.
+    scene.revoke("stolen").await;
+    with(2).await;
+    let told = pem(&url, "delta.pem");
+    assert!(told.contains("X509v3 Delta CRL Indicator: critical"), "{told}");
+    let both = ["old.pem", "delta.pem"].map(|name| fs::read(folder.join(name)).expect("a CRL"));
+    fs::write(folder.join("both.pem"), both.concat()).expect("written");
+    let verify = |crls: &str, flags: &[&str], name: &str| {
+        let leaf = format!("{name}.pem");
+        let all = ["verify", "-crl_check", "-CAfile", "ca.pem", "-CRLfile", crls];
+        ask(&folder, "openssl", &[&all, flags, &[&leaf]].concat())
+    };
+    let deltas = ["-extended_crl", "-use_deltas"];
+    assert!(verify("old.pem", &deltas, "stolen").0, "the complete one is of before");
+    for (name, good) in [("stolen", false), ("lost", false), ("good", true)] {
+        let (taken, told) = verify("both.pem", &deltas, name);
+        assert_eq!(taken, good, "{name}: {told}");
+        assert!(taken || told.contains("error 23"), "{name}: {told}");
+    }
+    // A delta is no complete CRL: alone it is none at all.
+    let (taken, told) = verify("delta.pem", &deltas, "good");
+    assert!(!taken && told.contains("error 3 "), "{told}");
+
+    // It goes when it is wanted no more.
+    let patch = Patch::Merge(json!({ "spec": { "crl": { "delta": false } } }));
+    authorities.patch("changing", &Default::default(), &patch).await.expect("patched");
+    eventually("the delta is gone", || async { (curl(&[&url]).status == 404).then_some(()) }).await;
+    scene.revoke("good").await;
+    eventually("a CRL without a delta", || async {
+        let told = pem(&server.url("/crl/changing/1.crl"), "last.pem");
+        (!told.contains("Freshest CRL") && told.matches("Serial Number").count() == 3).then_some(())
+    })
+    .await;
     server.stop();
 }

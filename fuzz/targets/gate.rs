@@ -10,7 +10,7 @@ use countersign::pki::crl::{self, CrlNumber};
 use countersign::pki::name::{Attribute, Name};
 use countersign::pki::{KeyType, PrivateKey, Serial};
 use countersign::plan::ledger::CaKey;
-use countersign::plan::publication::render;
+use countersign::plan::publication::{Scope, render};
 use countersign::serve::gate::{ENVOY, Form, NGINX, Policy, TRAEFIK, decide};
 use countersign::serve::view::View;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -35,7 +35,7 @@ static VIEW: LazyLock<View> = LazyLock::new(|| {
     let ca = CertificateAuthority::self_signed(&params, signer).unwrap();
     let der = crl::sign(&ca, CrlNumber(1), times[0], times[1], &[]).unwrap();
     let key = CaKey::first("staff");
-    let rendered = render(&key, &ca.certificate_pem(), &der, &[], CrlNumber(1));
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &[], CrlNumber(1));
     View::default().with(&rendered.head)
 });
 

@@ -151,6 +151,7 @@ pub async fn run(
         cas: RwLock::new(HashMap::new()),
         in_force: Mutex::new(HashMap::new()),
         signing: RwLock::new(HashMap::new()),
+        shards: Mutex::new(HashMap::new()),
         checked: Mutex::new(HashMap::new()),
         written: Mutex::new(HashMap::new()),
         awaited: Mutex::new(HashMap::new()),

@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::confirmed::Confirmed;
-use super::published::Source;
+use super::published::{Published, Source};
 use super::view::View;
 use crate::cluster::client::Clients;
 use crate::cluster::crls::{self, Seen};
 use crate::metrics::{Metrics, NoLabels, authority as label};
 use crate::plan::authority::key_of;
-use crate::plan::publication::part_names;
+use crate::plan::publication::{Scope, part_names};
 
 /// A part that could not be fetched is asked for again after this time.
 const RETRY: Duration = Duration::from_secs(2);
@@ -124,8 +124,9 @@ impl Intake {
     /// The parts that the CRL in service does not have, by name.
     async fn fetch(&self, view: &View, head: &ConfigMap) -> Result<HashMap<String, Bytes>, String> {
         let mut fetched = HashMap::new();
-        let Some(key) = key_of(&head.metadata) else { return Ok(fetched) };
-        let known = view.get(&key);
+        let slot = key_of(&head.metadata).zip(Scope::of(&head.metadata));
+        let Some((key, scope)) = slot else { return Ok(fetched) };
+        let known = view.scoped(&key, scope);
         for name in part_names(&key, head) {
             if known.is_some_and(|known| known.part(&name).is_some()) {
                 continue;
@@ -150,13 +151,14 @@ impl Intake {
         });
     }
 
-    /// Of the CRLs of an authority the oldest counts; one of a CA that nobody trusts any more does
+    /// Of the complete CRLs of an authority the oldest counts; one of a CA that nobody trusts any more does
     /// not.
     fn measure(&self, view: &View) {
         let metrics = &self.metrics;
         metrics.crl_served_this_update.clear();
         metrics.crl_served_next_update.clear();
-        for one in view.all().filter(|one| !one.removed) {
+        let in_force = |one: &&Arc<Published>| one.scope == Scope::Full && !one.removed;
+        for one in view.all().filter(in_force) {
             let label = label(&one.key.authority);
             let oldest = |family: &Family<_, Gauge>, time: Timestamp| {
                 let gauge = family.get_or_create(&label);

@@ -11,6 +11,7 @@ mod intake;
 pub mod listener;
 pub mod published;
 pub mod run;
+mod verified;
 pub mod view;
 
 use jiff::Timestamp;

@@ -23,6 +23,7 @@ use super::view::View;
 use crate::cluster::client::Clients;
 use crate::cluster::crls;
 use crate::metrics::Metrics;
+use crate::plan::publication::Scope;
 
 /// A copy that could not be written is tried again after this time.
 const COPY_RETRY: Duration = Duration::from_secs(30);
@@ -78,7 +79,9 @@ pub async fn run(
         let copies = open(&folder).map_err(|error| RunError::Cache(folder, error))?;
         let (copies, found) = copies;
         let now = Timestamp::now();
-        let valid = found.all().filter(|one| one.next_update > now).count();
+        // Without a complete one the gate lets nobody in.
+        let complete = found.all().filter(|one| one.scope == Scope::Full);
+        let valid = complete.filter(|one| one.next_update > now).count();
         info!(copies = found.all().count(), valid, "read the copies of the last good CRLs");
         ready.send_replace(valid > 0);
         confirmed.by_copies(&found, &metrics);

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DynamicObject, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -44,11 +44,19 @@ impl DataPlane for Contour {
         let option = format!("--kubeconfig={}", kubeconfig.display());
         let crds = built.join("crds.yaml").display().to_string();
         kubectl(&[&option, "apply", "--server-side", "-f", &crds], "");
-        let proxies = Api::<DynamicObject>::all_with(client.clone(), &resource::<Self>());
-        eventually("HTTPProxy is served", || async {
-            proxies.list(&ListParams::default()).await.ok().map(|_| ())
-        })
-        .await;
+        // Contour gives up when it does not find one of them.
+        for (version, kind) in [
+            ("projectcontour.io/v1", "HTTPProxy"),
+            ("projectcontour.io/v1", "TLSCertificateDelegation"),
+            ("projectcontour.io/v1alpha1", "ContourConfiguration"),
+            ("projectcontour.io/v1alpha1", "ExtensionService"),
+        ] {
+            eventually(&format!("{kind} is served"), || async {
+                let found = client.list_api_group_resources(version).await.ok()?;
+                found.resources.iter().any(|resource| resource.kind == kind).then_some(())
+            })
+            .await;
+        }
 
         let folder = plane.folder().join("contour");
         fs::create_dir(&folder).expect("a folder");

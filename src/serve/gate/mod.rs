@@ -26,7 +26,6 @@ use super::published::Published;
 use super::view::View;
 use crate::metrics::{GateLabels, Metrics};
 use crate::pki::inspect::inspect;
-use crate::pki::verify::verify_client;
 
 /// The header in which a backend is told the certificate (RFC 9440).
 const CLIENT_CERT: &str = "client-cert";
@@ -221,8 +220,8 @@ pub fn decide(
         return Err(Refusal::Stale);
     }
     // The data plane has verified it already, unless another route of the host made it not do so.
-    verify_client(der, &[], std::slice::from_ref(&published.ca), now)
-        .map_err(|_| Refusal::NotVerified)
+    let good = published.verified.verify(der, &leaf, &published.ca, now);
+    good.then_some(()).ok_or(Refusal::NotVerified)
 }
 
 #[cfg(test)]
@@ -233,13 +232,13 @@ mod tests {
     use crate::pki::crl::{self, CrlNumber, Entry};
     use crate::pki::issue::tests::sample_leaf;
     use crate::plan::ledger::CaKey;
-    use crate::plan::publication::render;
+    use crate::plan::publication::{Scope, render};
     use k8s_openapi::api::core::v1::ConfigMap;
 
     const NOW: &str = "2026-06-01T00:00:00Z";
 
     fn head(key: &CaKey, ca: &CertificateAuthority, der: &[u8], number: CrlNumber) -> ConfigMap {
-        render(key, &ca.certificate_pem(), der, &[], number).head
+        render(key, Scope::Full, &ca.certificate_pem(), der, &[], number).head
     }
 
     fn view(ca: &CertificateAuthority, revoked: &[Entry]) -> View {
