@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint audit bench bench-crl bench-crl-http bench-ledger bench-revocation fuzz crds image clean
+.PHONY: help demo test soak lint audit bench bench-crl bench-crl-http bench-gate bench-ledger bench-revocation fuzz crds image clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s'|'
@@ -21,7 +21,7 @@ lint: ## formatting, clippy, the chart, licences (with cargo-deny), shell script
 	cargo clippy --locked $$(sed -n 's|^path = "e2e/tests/\(.*\)\.rs"|--test \1|p' Cargo.toml) -- -D warnings
 	"$$(e2e/kind/cluster tools helm)/helm" lint --strict charts/countersign
 	! command -v cargo-deny >/dev/null || cargo deny --locked check bans licenses sources
-	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/alerts/test e2e/traefik/install e2e/kind/cluster e2e/kind/test fuzz/{run,seeds}
+	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,prepare,setup,suite} e2e/alerts/test e2e/traefik/{crds,install} e2e/kind/cluster e2e/kind/test fuzz/{run,seeds}
 
 audit: ## known vulnerabilities of dependencies; needs cargo-deny and, for the list of them, the internet
 	cargo deny --locked check advisories
@@ -40,6 +40,9 @@ bench-ledger: ## serials recorded per second, with group commit and without
 
 bench-crl-http: ## CRLs over HTTP, with nginx in the same run; needs wrk
 	@e2e/bench/crl-http
+
+bench-gate: ## decisions of the gate with 100,000 revoked certificates, with nginx's own check in the same run; needs wrk
+	@e2e/bench/gate
 
 fuzz: ## every parser of foreign bytes, for FUZZ_SECONDS=60 each
 	@fuzz/run

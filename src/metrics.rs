@@ -147,7 +147,7 @@ pub struct Metrics {
     pub crl_served_next_update: Family<AuthorityLabel, Gauge>,
     /// CRLs that this server knows from its disk alone.
     pub crl_served_from_disk: Family<NoLabels, Gauge>,
-    /// When this server last heard from the API server about CRLs.
+    /// When the API server last confirmed that the CRLs of this server are those that are published.
     pub crl_watch: Family<NoLabels, Gauge>,
 }
 
@@ -260,7 +260,7 @@ impl Default for Metrics {
         );
         r.register(
             "crl_watch_timestamp_seconds",
-            "When this server last heard from the API server about CRLs, each minute at least",
+            "When the API server last confirmed that the CRLs of this server are those that are published, each minute at least; after a start with copies from the disk, thisUpdate of the newest",
             metrics.crl_watch.clone(),
         );
         metrics

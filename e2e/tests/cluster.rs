@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use countersign::api::authority::CaState;
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, PUBLISHED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
@@ -73,7 +75,11 @@ impl Shop {
             ],
             "",
         );
-        kubectl(&["apply", "-f", "-"], &shop.example("03-backend.yaml"));
+        let told = "You are: $http_x_forwarded_tls_client_cert_info\\n";
+        let more = format!("{told}Client-Cert: $http_client_cert\\n");
+        let backend = shop.example("03-backend.yaml").replace(told, &more);
+        assert!(backend.contains(&more));
+        kubectl(&["apply", "-f", "-"], &backend);
         kubectl(&["-n", ns, "rollout", "status", "deployment/shop", "--timeout", "120s"], "");
         shop.until("the open shop answers", None, 200).await;
         shop
@@ -153,6 +159,11 @@ impl Shop {
     fn told(answer: &Answer) -> String {
         let line = answer.body.lines().find_map(|line| line.strip_prefix("You are: "));
         line.unwrap_or_else(|| panic!("not the shop's answer: {answer:?}")).to_owned()
+    }
+
+    /// What the backend was told in `Client-Cert`; nothing if it was not asked.
+    fn client_cert(answer: &Answer) -> Option<&str> {
+        answer.body.lines().find_map(|line| line.strip_prefix("Client-Cert: "))
     }
 
     async fn close(self) {
@@ -287,6 +298,19 @@ async fn story(prefix: &str, target: &str) {
     let told = Shop::told(&shop.ask(Some("good"), Some(forged)));
     assert!(told.contains("CN%3Dgood") && !told.contains("admin"), "{told}");
 
+    // Client-Cert comes from the gate, when it is asked for, and from nobody else.
+    let forged_identity = Some("Client-Cert: :AAAA:");
+    assert_eq!(Shop::client_cert(&shop.ask(Some("good"), forged_identity)), Some(""));
+    patch(&trusts, "clients", json!({"spec": {"forwardIdentity": "ClientCert"}})).await;
+    let pem = fs::read(shop.path("good/tls.crt")).expect("a certificate");
+    let chain = countersign::pki::inspect::certificates(&pem).expect("a chain");
+    let client_cert = format!(":{}:", STANDARD.encode(&chain[0]));
+    eventually("the backend is told the certificate", || async {
+        let answer = shop.ask(Some("good"), forged_identity);
+        (Shop::client_cert(&answer) == Some(&client_cert)).then_some(())
+    })
+    .await;
+
     // Rotated: the old and the new certificate are good.
     delete(&shop.api::<Secret>(), "good-tls").await;
     eventually("the Secret is back", || async {
@@ -322,6 +346,7 @@ async fn story(prefix: &str, target: &str) {
     shop.until("no certificate is let in when it is optional", None, 200).await;
     let told = Shop::told(&shop.ask(None, Some(forged)));
     assert!(!told.contains("admin"), "{told}");
+    assert_eq!(Shop::client_cert(&shop.ask(None, forged_identity)), Some(""));
     let certificate = fs::read_to_string(shop.path("good/tls.crt")).expect("a certificate");
     let der: String = certificate.lines().filter(|line| !line.starts_with("---")).collect();
     let told = Shop::told(&shop.ask(None, Some(&format!("X-Forwarded-Tls-Client-Cert: {der}"))));

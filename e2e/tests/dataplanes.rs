@@ -18,7 +18,7 @@ use countersign::pki::name::{Attribute, Name};
 use countersign::pki::profile::{Profile, Usage};
 use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, certificate_pem};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{DynamicObject, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
@@ -423,7 +423,21 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     })
     .await;
     scene.until("no certificate is refused", None, HaproxyIngress::MISSING).await;
+
+    // Its class becomes one that nobody serves, and the trust goes: nothing of it stays.
+    let foreign = "{metadata: {name: foreign}, spec: {controller: example.com/unknown}}";
+    create::<IngressClass>(&Api::all(scene.client.clone()), foreign).await;
+    let class = ingresses.get("shop").await.expect("it").spec.expect("a spec").ingress_class_name;
+    patch(&ingresses, "shop", json!({"spec": {"ingressClassName": "foreign"}})).await;
+    scene.not_ready("UnsupportedDataPlane").await;
     delete(&trusts, "clients").await;
+    eventually("the annotations are gone", || async {
+        let now = ingresses.get("shop").await.expect("the Ingress");
+        let ours = |key: &&String| key.contains("haproxy") || key.contains("countersign");
+        now.annotations().keys().find(ours).is_none().then_some(())
+    })
+    .await;
+    patch(&ingresses, "shop", json!({"spec": {"ingressClassName": class}})).await;
     scene.until("the shop is open again", None, OPEN).await;
 }
 

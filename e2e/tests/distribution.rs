@@ -5,9 +5,9 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -16,34 +16,27 @@ use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
 use countersign::pki::authority::{CaParams, CertificateAuthority, NameConstraints};
 use countersign::pki::crl::{self, CrlNumber, Entry};
-use countersign::pki::inspect::certificates;
+use countersign::pki::inspect::{certificates, inspect};
 use countersign::pki::name::{Attribute, Name};
 use countersign::pki::{KeyType, PrivateKey, Serial, sha256_hex};
 use countersign::plan::ledger::CaKey;
-use countersign::plan::publication::{Rendered, render};
+use countersign::plan::publication::{Rendered, Scope, head_name, render};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::api::PostParams;
+use kube::api::{Patch, PostParams};
 use kube::{Api, Client};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use support::control_plane::{ControlPlane, Process, binary, free_ports};
+use support::control_plane::ControlPlane;
 use support::operator::{NAMESPACE, Operator};
-use support::{ask, create, delete, eventually, namespace, openssl, program, wait_for};
+use support::server::{Server, clock, curl};
+use support::{ask, create, delete, eventually, namespace, openssl, try_create, wait_for};
 
 /// A control plane with an authority and identities, and a folder for what clients fetch.
 struct Scene {
     plane: ControlPlane,
     client: Client,
     namespace: String,
-}
-
-/// `countersign serve` as a process.
-struct Server {
-    process: Process,
-    crl: u16,
-    gate: u16,
-    health: u16,
 }
 
 impl Scene {
@@ -111,117 +104,6 @@ impl Scene {
 
     fn log(&self) -> String {
         fs::read_to_string(self.folder().join("server.log")).unwrap_or_default()
-    }
-}
-
-impl Server {
-    fn start(plane: &ControlPlane, cache: Option<&Path>) -> Self {
-        let log = plane.folder().join("server.log");
-        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
-        let [crl, gate, health] = free_ports();
-        let mut command = Command::new(binary());
-        command
-            .args(["serve", "--namespace", NAMESPACE])
-            .arg(format!("--crl-listen=127.0.0.1:{crl}"))
-            .arg(format!("--gate-listen=127.0.0.1:{gate}"))
-            .arg(format!("--health-listen=127.0.0.1:{health}"))
-            .args(cache.map(|folder| format!("--crl-cache={}", folder.display())))
-            .env("KUBECONFIG", plane.kubeconfig("operator"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log);
-        let child = command.spawn().expect("the server starts");
-        Self { process: Process(child), crl, gate, health }
-    }
-
-    /// Ends it without warning.
-    fn kill(mut self) {
-        self.process.0.kill().expect("it runs");
-        self.process.0.wait().expect("it ends");
-    }
-
-    /// Asks it to end, as Kubernetes does.
-    fn stop(mut self) {
-        let pid = self.process.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-        assert!(self.process.0.wait().expect("it ends").success());
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.crl)
-    }
-
-    fn health(&self, path: &str) -> Answer {
-        curl(&[&format!("http://127.0.0.1:{}{path}", self.health)])
-    }
-
-    async fn until_ready(&self) {
-        eventually("the server is ready", || async {
-            (self.health("/readyz").status == 200).then_some(())
-        })
-        .await;
-    }
-
-    /// What the gate says to a certificate.
-    fn ask_gate(&self, certificate: &str) -> u16 {
-        let gate = self.gate;
-        let url = format!("http://127.0.0.1:{gate}/gate/traefik?mode=Required&authority=clients");
-        curl(&["--header", &format!("X-Forwarded-Tls-Client-Cert: {certificate}"), &url]).status
-    }
-
-    fn metric(&self, name: &str) -> Option<f64> {
-        let text = String::from_utf8(self.health("/metrics").body).expect("text");
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        line.rsplit_once(' ')?.1.parse().ok()
-    }
-
-    /// The entry of the authority's CRL in the list, once the list has one.
-    fn listed(&self) -> Option<Value> {
-        let answer = curl(&[&self.url("/crl/index.json")]);
-        let index: Value = serde_json::from_slice(&answer.body).ok()?;
-        index["crls"].as_array()?.first().cloned()
-    }
-
-    /// Waits until a CRL with so many entries is served.
-    async fn until_entries(&self, entries: u64) -> Value {
-        eventually(&format!("a CRL with {entries} entries is served"), || async {
-            self.listed().filter(|listed| listed["entries"] == entries)
-        })
-        .await
-    }
-}
-
-/// What curl got: 0 when nobody answered.
-struct Answer {
-    status: u16,
-    headers: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> &str {
-        let mut lines = self.headers.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
-    }
-}
-
-fn curl(arguments: &[&str]) -> Answer {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (head, body) = (folder.path().join("head"), folder.path().join("body"));
-    let output = Command::new(program("curl"))
-        .args(["--silent", "--max-time", "10", "--write-out", "%{http_code}"])
-        .arg("--dump-header")
-        .arg(&head)
-        .arg("--output")
-        .arg(&body)
-        .args(arguments)
-        .output()
-        .expect("curl runs");
-    let status = String::from_utf8_lossy(&output.stdout);
-    Answer {
-        status: status.parse().expect("a status"),
-        headers: fs::read_to_string(head).unwrap_or_default(),
-        body: fs::read(body).unwrap_or_default(),
     }
 }
 
@@ -355,7 +237,9 @@ async fn a_server_serves_on_without_the_api_server() {
     assert_eq!(again.header("etag"), before.header("etag"));
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
     assert_eq!(server.metric("countersign_crl_served_from_disk"), Some(1.0));
-    assert_eq!(server.metric("countersign_crl_watch_timestamp_seconds"), None);
+    let confirmed = server.metric("countersign_crl_watch_timestamp_seconds");
+    let this = "countersign_crl_served_this_update_timestamp_seconds{authority=\"clients\"}";
+    assert!(confirmed.is_some_and(|time| Some(time) == server.metric(this)));
     let next = "countersign_crl_served_next_update_timestamp_seconds{authority=\"clients\"}";
     assert!(server.metric(next).is_some_and(|time| time > 1.0));
 
@@ -388,7 +272,8 @@ async fn a_server_serves_on_without_the_api_server() {
     scene.revoke("good").await;
     server.until_entries(2).await;
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (403, 403));
-    assert!(server.metric("countersign_crl_watch_timestamp_seconds").is_some());
+    let confirmed_again = server.metric("countersign_crl_watch_timestamp_seconds");
+    assert!(confirmed_again > confirmed, "{confirmed_again:?}");
 
     // A CRL that is published no more is served no more, and its copy goes.
     let config_maps: Api<ConfigMap> = Api::namespaced(scene.client.clone(), NAMESPACE);
@@ -396,6 +281,55 @@ async fn a_server_serves_on_without_the_api_server() {
     delete(&config_maps, "crl-clients-1").await;
     eventually("it is gone", || async {
         (server.listed().is_none() && !copy.exists()).then_some(())
+    })
+    .await;
+    server.stop();
+}
+
+#[tokio::test]
+async fn the_gate_shuts_when_its_crls_go_unconfirmed_and_opens_when_they_are_confirmed() {
+    let (mut scene, operator) = Scene::new(&["good"]).await;
+    let good = scene.header("good").await;
+    let (cache, time) = (scene.folder().join("cache"), scene.folder().join("time"));
+    fs::write(&time, "+0").expect("written");
+    let mut server = Server::start_in(&scene.plane, Some(&cache), &clock(&time));
+    server.until_ready().await;
+    server.until_entries(0).await;
+    assert_eq!(server.ask_gate(&good), 200);
+    let copy = cache.join("crl-clients-1.json");
+    eventually("the copy is on the disk", || async { copy.exists().then_some(()) }).await;
+    operator.kill();
+    scene.plane.stop_apiserver();
+
+    // The bound is a day; a CRL is valid for a week. A restart begins no new day.
+    for restart in [false, true] {
+        if restart {
+            server.kill();
+            fs::write(&time, "+0").expect("written");
+            server = Server::start_in(&scene.plane, Some(&cache), &clock(&time));
+            server.until_ready().await;
+        }
+        for (offset, status, why) in [
+            ("+23h", 200, ""),
+            ("+25h", 403, "has not heard of revocations for too long"),
+            ("+169h", 403, "the revocation list has expired"),
+        ] {
+            fs::write(&time, offset).expect("written");
+            let answer = server.gate_answer(&good);
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            assert_eq!(answer.status, status, "{offset}, restart: {restart}: {text}");
+            assert!(text.contains(why), "{offset}, restart: {restart}: {text}");
+        }
+    }
+    let refused = "countersign_gate_decisions_total{decision=\"stale\"}";
+    assert_eq!(server.metric(refused), Some(1.0));
+
+    // The API server is back, and the server, as it is, lets in again.
+    fs::write(&time, "+25h").expect("written");
+    assert_eq!(server.ask_gate(&good), 403);
+    scene.plane.restart_apiserver().await;
+    eventually("a good client is let in again", || async {
+        (server.ask_gate(&good) == 200).then_some(())
     })
     .await;
     server.stop();
@@ -433,7 +367,7 @@ fn large_crl(ca: &CertificateAuthority, number: u128, entries: u64) -> (Vec<u8>,
     cuts.push(end);
     let key = CaKey::first("large");
     let number = CrlNumber(number);
-    let rendered = render(&key, &ca.certificate_pem(), &der, &cuts, number);
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &cuts, number);
     (der, rendered)
 }
 
@@ -500,5 +434,301 @@ async fn a_large_crl_is_served_when_all_its_parts_are_there() {
     let server = Server::start(&plane, Some(&cache));
     server.until_ready().await;
     assert_eq!(curl(&[&server.url("/crl/large/1.crl")]).body, second);
+    server.stop();
+}
+
+const SHARDS: u32 = 4;
+
+/// What the list says of each CRL of authority `sharded`, by scope.
+fn by_scope(server: &Server) -> Option<BTreeMap<String, Value>> {
+    let answer = curl(&[&server.url("/crl/index.json")]);
+    let index: Value = serde_json::from_slice(&answer.body).ok()?;
+    let crls = index["crls"].as_array()?.iter().filter(|crl| crl["authority"] == "sharded");
+    let crls = crls.map(|crl| Some((crl["scope"].as_str()?.to_owned(), crl.clone())));
+    crls.collect::<Option<BTreeMap<_, _>>>().filter(|crls| crls.len() == 1 + SHARDS as usize)
+}
+
+/// A certificate of authority `sharded`, written to `<name>.pem`.
+struct Sharded {
+    name: String,
+    scope: Scope,
+    url: String,
+}
+
+impl Scene {
+    /// Issues a certificate, and writes it to `<name>.pem`, and its CA to `ca.pem`.
+    async fn certificate(&self, folder: &Path, authority: &str, name: &str) -> Vec<u8> {
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: {authority}}}, commonName: {name}, secretName: {name}-tls}}}}"
+        );
+        create(&self.identities(), &yaml).await;
+        wait_for(&self.identities(), name, READY, "True", "Issued").await;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secret = secrets.get(&format!("{name}-tls")).await.expect("a Secret");
+        let data = secret.data.expect("data");
+        fs::write(folder.join(format!("{name}.pem")), &data["tls.crt"].0).expect("written");
+        fs::write(folder.join("ca.pem"), &data["ca.crt"].0).expect("written");
+        certificates(&data["tls.crt"].0).expect("a chain").swap_remove(0).to_vec()
+    }
+
+    /// Issues one of authority `sharded`, and reads where its CRL is as OpenSSL reads it.
+    async fn sharded(&self, folder: &Path, name: &str) -> Sharded {
+        let leaf = self.certificate(folder, "sharded", name).await;
+        let file = format!("{name}.pem");
+        let points =
+            openssl(folder, &["x509", "-in", &file, "-noout", "-ext", "crlDistributionPoints"]);
+        let urls: Vec<&str> = points.split("URI:").skip(1).collect();
+        let [url] = urls[..] else { panic!("one URL: {points}") };
+        let serial = inspect(&leaf).expect("a certificate").serial;
+        let scope = Scope::of_serial(&serial, Some(SHARDS));
+        Sharded { name: name.to_owned(), scope, url: url.trim().to_owned() }
+    }
+}
+
+/// Does OpenSSL take a certificate by the CRL that is at this URL?
+fn openssl_takes(folder: &Path, one: &Sharded, url: &str) -> Result<(), String> {
+    fetch(folder, &["--fail", "-o", "fetched.der", url]);
+    openssl(folder, &["crl", "-inform", "DER", "-in", "fetched.der", "-out", "fetched.pem"]);
+    let leaf = format!("{}.pem", one.name);
+    let crl = ["-crl_check", "-CAfile", "ca.pem", "-CRLfile", "fetched.pem"];
+    let (good, told) = ask(folder, "openssl", &[&["verify"], &crl[..], &[&leaf]].concat());
+    if good { Ok(()) } else { Err(told) }
+}
+
+#[tokio::test]
+async fn a_client_that_fetches_what_the_certificate_names_gets_its_shard() {
+    let (mut scene, operator) = Scene::new(&[]).await;
+    let cache = scene.folder().join("cache");
+    let server = scene.serve(Some(&cache));
+    server.until_ready().await;
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let authority = |crl: &str| {
+        format!(
+            "{{metadata: {{name: sharded}}, spec: {{selfSigned: {{commonName: Sharded CA}}, crl: {crl}}}}}"
+        )
+    };
+    let base = server.url("");
+    let refused = try_create(&authorities, &authority("{shards: 4}")).await.unwrap_err();
+    assert!(
+        refused.contains("spec.crl.shards needs spec.crl.distributionPointBaseURL"),
+        "{refused}"
+    );
+    for shards in [1, 65] {
+        let crl = format!("{{shards: {shards}, distributionPointBaseURL: '{base}'}}");
+        try_create(&authorities, &authority(&crl)).await.unwrap_err();
+    }
+    let crl = format!("{{shards: {SHARDS}, distributionPointBaseURL: '{base}'}}");
+    create(&authorities, &authority(&crl)).await;
+    wait_for(&authorities, "sharded", READY, "True", "Ready").await;
+    for change in [
+        json!({ "shards": 8 }),
+        json!({ "shards": null }),
+        json!({ "distributionPointBaseURL": "http://other.example.com" }),
+    ] {
+        let patch = Patch::Merge(json!({ "spec": { "crl": change } }));
+        let refused = authorities.patch("sharded", &Default::default(), &patch).await.unwrap_err();
+        assert!(refused.to_string().contains("can't be changed once set"), "{refused}");
+    }
+
+    // Before anything is revoked every shard is there, empty.
+    let before = eventually("the shards are listed", || async { by_scope(&server) }).await;
+    let number = &before["full"]["number"];
+    for (scope, listed) in &before {
+        assert_eq!((&listed["entries"], &listed["number"]), (&json!(0), number), "{scope}");
+    }
+
+    // Certificates until two shards have one, as each of them says itself.
+    let folder = scene.folder().join("sharded");
+    fs::create_dir(&folder).expect("a folder");
+    let mut issued: Vec<Sharded> = Vec::new();
+    let (stolen, other) = loop {
+        let one = scene.sharded(&folder, &format!("device-{}", issued.len())).await;
+        let path = one.scope.path(&CaKey::first("sharded"));
+        assert_eq!(one.url, format!("{base}{path}"));
+        let known = issued.iter().position(|known| known.scope != one.scope);
+        issued.push(one);
+        if let Some(known) = known {
+            break (&issued[known], issued.last().expect("just issued"));
+        }
+    };
+    for one in [stolen, other] {
+        openssl_takes(&folder, one, &one.url).expect("not revoked");
+    }
+
+    scene.revoke(&stolen.name).await;
+    let shard = stolen.scope.to_string();
+    let after = eventually("the shard has the revoked certificate", || async {
+        by_scope(&server)
+            .filter(|crls| crls[&shard]["entries"] == 1 && crls["full"]["entries"] == 1)
+    })
+    .await;
+    let refused = openssl_takes(&folder, stolen, &stolen.url).unwrap_err();
+    assert!(refused.contains("error 23"), "{refused}");
+    openssl_takes(&folder, other, &other.url).expect("not revoked");
+    let refused = openssl_takes(&folder, stolen, &other.url).unwrap_err();
+    assert!(refused.contains("error 44"), "a shard is no answer for others: {refused}");
+    // OpenSSL by itself, from nothing but the certificate.
+    for (one, good) in [(stolen, false), (other, true)] {
+        let leaf = format!("{}.pem", one.name);
+        let by_itself = ["verify", "-crl_check", "-crl_download", "-CAfile", "ca.pem", &leaf];
+        let (taken, told) = ask(&folder, "openssl", &by_itself);
+        assert_eq!(taken, good, "{}: {told}", one.name);
+    }
+    // The complete one goes on for those who take that.
+    let full = server.url("/crl/sharded/1.crl");
+    openssl_takes(&folder, other, &full).expect("not revoked");
+    let refused = openssl_takes(&folder, stolen, &full).unwrap_err();
+    assert!(refused.contains("error 23"), "{refused}");
+    // Only the shard whose entries changed was signed anew, under the number of the complete one.
+    for (scope, listed) in &after {
+        let changed = *scope == shard || scope == "full";
+        let number = if changed { &after["full"]["number"] } else { number };
+        assert_eq!(&listed["number"], number, "{scope}");
+    }
+    assert_ne!(&after["full"]["number"], number);
+
+    // As files like any other.
+    let whole = curl(&[&stolen.url]);
+    assert_eq!(whole.header("etag"), format!("\"{}\"", sha256_hex(&whole.body)));
+    assert_eq!(after[&shard]["sha256"], sha256_hex(&whole.body));
+    let tag = format!("If-None-Match: {}", whole.header("etag"));
+    assert_eq!(curl(&["-H", &tag, &stolen.url]).status, 304);
+    assert_eq!(curl(&["--range", "0-9", &stolen.url]).body, whole.body[..10]);
+    fetch(&folder, &["-o", "shard.pem", &stolen.url.replace(".crl", ".pem")]);
+    openssl(&folder, &["crl", "-in", "shard.pem", "-outform", "DER", "-out", "shard.der"]);
+    assert_eq!(fs::read(folder.join("shard.der")).expect("a CRL"), whole.body);
+
+    // One that somebody deletes comes back. After a restart none is signed again.
+    let config_maps: Api<ConfigMap> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let name = head_name(&CaKey::first("sharded"), other.scope);
+    delete(&config_maps, &name).await;
+    eventually("the shard is back", || async { config_maps.get_opt(&name).await.ok().flatten() })
+        .await;
+    let settled = eventually("it is listed", || async { by_scope(&server) }).await;
+    operator.stop();
+    let written = scene.plane.writes("operator").len();
+    let operator = Operator::start(&scene.plane);
+    scene.sharded(&folder, "after-the-restart").await;
+    let patch = Patch::Merge(json!({ "spec": { "crl": { "validity": "100h" } } }));
+    let patched = authorities.patch("sharded", &Default::default(), &patch).await.expect("patched");
+    eventually("the authority was looked at", || async {
+        let seen = authorities.get("sharded").await.ok()?.status?.observed_generation;
+        (seen == patched.metadata.generation).then_some(())
+    })
+    .await;
+    let writes = scene.plane.writes("operator").split_off(written);
+    let of_crls: Vec<_> =
+        writes.iter().filter(|write| write.name.starts_with("countersign/crl-sharded")).collect();
+    assert!(of_crls.is_empty() && !writes.is_empty(), "{of_crls:?}");
+    assert_eq!(by_scope(&server), Some(settled));
+
+    // Copies of them serve on while there is no API server.
+    let copies = Scope::shards(SHARDS).map(|scope| head_name(&CaKey::first("sharded"), scope));
+    for name in copies {
+        let copy = cache.join(format!("{name}.json"));
+        eventually("the copy is on the disk", || async { copy.exists().then_some(()) }).await;
+    }
+    operator.kill();
+    scene.plane.stop_apiserver();
+    server.kill();
+    let server = scene.serve(Some(&cache));
+    server.until_ready().await;
+    let path = stolen.scope.path(&CaKey::first("sharded"));
+    assert_eq!(curl(&[&server.url(&path)]).body, whole.body);
+}
+
+#[tokio::test]
+async fn a_delta_crl_tells_what_was_revoked_since_its_base() {
+    let (scene, _operator) = Scene::new(&[]).await;
+    let server = scene.serve(None);
+    server.until_ready().await;
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let base = server.url("");
+    let authority = |crl: &str| {
+        format!(
+            "{{metadata: {{name: changing}}, spec: {{selfSigned: {{commonName: Changing CA}}, crl: {crl}}}}}"
+        )
+    };
+    for (crl, why) in [
+        ("{delta: true}".to_owned(), "spec.crl.delta needs"),
+        (
+            format!("{{delta: true, shards: 2, distributionPointBaseURL: '{base}'}}"),
+            "can't go with spec.crl.shards",
+        ),
+    ] {
+        let refused = try_create(&authorities, &authority(&crl)).await.unwrap_err();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let crl = format!("{{delta: true, distributionPointBaseURL: '{base}'}}");
+    create(&authorities, &authority(&crl)).await;
+    wait_for(&authorities, "changing", READY, "True", "Ready").await;
+
+    let folder = scene.folder().join("changing");
+    fs::create_dir(&folder).expect("a folder");
+    for name in ["lost", "stolen", "good"] {
+        scene.certificate(&folder, "changing", name).await;
+    }
+    let listed = |scope: &str| {
+        let answer = curl(&[&server.url("/crl/index.json")]);
+        let index: Value = serde_json::from_slice(&answer.body).ok()?;
+        let mut crls = index["crls"].as_array()?.iter();
+        crls.find(|crl| crl["authority"] == "changing" && crl["scope"] == scope).cloned()
+    };
+    let with = async |entries: u64| {
+        eventually("both have the revocations", || async {
+            let (full, delta) = (listed("full")?, listed("delta")?);
+            let good = [&full, &delta].iter().all(|crl| crl["entries"] == entries);
+            (good && full["number"] == delta["number"]).then_some(full["number"].clone())
+        })
+        .await
+    };
+    let pem = |url: &str, name: &str| {
+        fetch(&folder, &["--fail", "-o", "fetched.der", url]);
+        openssl(&folder, &["crl", "-inform", "DER", "-in", "fetched.der", "-out", name]);
+        openssl(&folder, &["crl", "-in", name, "-noout", "-text"])
+    };
+    let first = listed("full").expect("a CRL")["number"].clone();
+    scene.revoke("lost").await;
+    let second = with(1).await;
+    assert_ne!(first, second);
+    let told = pem(&server.url("/crl/changing/1.crl"), "old.pem");
+    let freshest = told.split_once("X509v3 Freshest CRL:").expect("it names its delta").1;
+    let url = freshest.split_once("URI:").expect("a URL").1;
+    let url = url.split_whitespace().next().expect("a URL").to_owned();
+    assert_eq!(url, server.url("/crl/changing/1/delta.crl"));
+
+    // What came since is on the delta; the complete one that somebody keeps lacks it.
+    scene.revoke("stolen").await;
+    with(2).await;
+    let told = pem(&url, "delta.pem");
+    assert!(told.contains("X509v3 Delta CRL Indicator: critical"), "{told}");
+    let both = ["old.pem", "delta.pem"].map(|name| fs::read(folder.join(name)).expect("a CRL"));
+    fs::write(folder.join("both.pem"), both.concat()).expect("written");
+    let verify = |crls: &str, flags: &[&str], name: &str| {
+        let leaf = format!("{name}.pem");
+        let all = ["verify", "-crl_check", "-CAfile", "ca.pem", "-CRLfile", crls];
+        ask(&folder, "openssl", &[&all, flags, &[&leaf]].concat())
+    };
+    let deltas = ["-extended_crl", "-use_deltas"];
+    assert!(verify("old.pem", &deltas, "stolen").0, "the complete one is of before");
+    for (name, good) in [("stolen", false), ("lost", false), ("good", true)] {
+        let (taken, told) = verify("both.pem", &deltas, name);
+        assert_eq!(taken, good, "{name}: {told}");
+        assert!(taken || told.contains("error 23"), "{name}: {told}");
+    }
+    // A delta is no complete CRL: alone it is none at all.
+    let (taken, told) = verify("delta.pem", &deltas, "good");
+    assert!(!taken && told.contains("error 3 "), "{told}");
+
+    // It goes when it is wanted no more.
+    let patch = Patch::Merge(json!({ "spec": { "crl": { "delta": false } } }));
+    authorities.patch("changing", &Default::default(), &patch).await.expect("patched");
+    eventually("the delta is gone", || async { (curl(&[&url]).status == 404).then_some(()) }).await;
+    scene.revoke("good").await;
+    eventually("a CRL without a delta", || async {
+        let told = pem(&server.url("/crl/changing/1.crl"), "last.pem");
+        (!told.contains("Freshest CRL") && told.matches("Serial Number").count() == 3).then_some(())
+    })
+    .await;
     server.stop();
 }

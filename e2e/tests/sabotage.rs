@@ -2,7 +2,7 @@
 //! A part of the tests in `faults.rs`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,20 +16,12 @@ use kube::api::{DeleteParams, PostParams};
 use crate::support::condition;
 use crate::support::control_plane::binary;
 use crate::support::operator::NAMESPACE;
+use crate::support::server;
 use crate::workload::{self, Workload};
 use crate::world::{CRL, Ending, World, seed};
 
 /// How long two leaders work at once.
 const BOTH_LEAD: Duration = Duration::from_secs(45);
-
-/// The library of Debian's package `libfaketime`.
-fn libfaketime() -> PathBuf {
-    let folders = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    folders
-        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.is_file())
-        .expect("libfaketime is not installed; `make test` installs what the tests need")
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_an_hour_off_does_no_harm() {
@@ -37,14 +29,7 @@ async fn a_clock_that_is_an_hour_off_does_no_harm() {
     let clock = folder.path().join("clock");
     // The CA is older than what the clock is off by.
     fs::write(&clock, "-3h").expect("written");
-    let environment = [
-        ("LD_PRELOAD", libfaketime().display().to_string()),
-        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
-        ("FAKETIME_NO_CACHE", "1".to_owned()),
-        // A step of the clock moves no timer: those of the kernel don't follow it either.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ];
-    let world = World::start_with(&[("controller", &[])], &environment).await;
+    let world = World::start_with(&[("controller", &[])], &server::clock(&clock)).await;
     fs::write(&clock, "+0").expect("written");
     // The clock goes wrong and right again under a living operator, and across a restart.
     let mut index = 0;

@@ -289,8 +289,7 @@ fn what_the_token_signs_is_taken_by_openssl_and_webpki() {
             });
             let entry = Entry { serial: stolen.1, revoked_at: now, reason: Some(1) };
             let number = CrlNumber::next(None, now);
-            let params =
-                CrlParams { number, this_update: now - 1.minute(), next_update: now + 1.hour() };
+            let params = CrlParams::complete(number, now - 1.minute(), now + 1.hour());
             let crl = crl::encode(&ca, &params, &Index::of(&[entry])).expect("the token signs").der;
             crl::verify(&crl, &ca, &params, [entry.serial], &[entry])
                 .expect("an independent reader takes it");

@@ -10,9 +10,10 @@ use countersign::pki::crl::{self, CrlNumber};
 use countersign::pki::name::{Attribute, Name};
 use countersign::pki::{KeyType, PrivateKey, Serial};
 use countersign::plan::ledger::CaKey;
-use countersign::plan::publication::render;
-use countersign::serve::gate::{Policy, decide};
+use countersign::plan::publication::{Scope, render};
+use countersign::serve::gate::{ENVOY, Form, NGINX, Policy, TRAEFIK, decide};
 use countersign::serve::view::View;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 
@@ -34,17 +35,31 @@ static VIEW: LazyLock<View> = LazyLock::new(|| {
     let ca = CertificateAuthority::self_signed(&params, signer).unwrap();
     let der = crl::sign(&ca, CrlNumber(1), times[0], times[1], &[]).unwrap();
     let key = CaKey::first("staff");
-    let rendered = render(&key, &ca.certificate_pem(), &der, &[], CrlNumber(1));
+    let rendered = render(&key, Scope::Full, &ca.certificate_pem(), &der, &[], CrlNumber(1));
     View::default().with(&rendered.head)
 });
 
+/// Does a header of this text open the gate?
+fn passes(form: &Form, policy: &Policy, text: &[u8]) -> bool {
+    let Ok(value) = HeaderValue::from_bytes(text) else { return false };
+    let headers = HeaderMap::from_iter([(HeaderName::from_static(form.header), value)]);
+    let decided = form
+        .certificate(&headers)
+        .and_then(|certificate| decide(&VIEW, Timestamp::MAX, policy, certificate.as_ref(), *NOW));
+    decided.is_ok()
+}
+
 fuzz_target!(|data: &[u8]| {
     for query in ["mode=Required&authority=staff", "mode=Optional&authority=staff"] {
-        let policy = Policy::parse(Some(query)).unwrap();
-        for header in [data, STANDARD.encode(data).as_bytes()] {
-            let passed = decide(&VIEW, &policy, Some(header), *NOW).is_ok();
-            assert!(!passed || header.is_empty() && query.contains("Optional"));
+        let policy = Policy::of_query(query).unwrap();
+        for form in [&TRAEFIK, &NGINX, &ENVOY] {
+            for text in [data, STANDARD.encode(data).as_bytes()] {
+                let passed = passes(form, &policy, text);
+                assert!(!passed || text.is_empty() && query.contains("Optional"));
+            }
         }
     }
-    let _ = Policy::parse(std::str::from_utf8(data).ok());
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = (Policy::of_query(text), Policy::of_path(text));
+    }
 });

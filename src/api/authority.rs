@@ -29,6 +29,14 @@ use super::duration::Duration;
         .message("spec must say where the CA comes from: set exactly one of selfSigned and secretRef"),
     validation = Rule::new("!has(self.spec.crl) || !has(self.spec.crl.maxEntries) || has(self.spec.selfSigned)")
         .message("spec.crl.maxEntries needs spec.selfSigned: another CA can't be made in the place of one from elsewhere"),
+    validation = Rule::new("!has(self.spec.crl) || !has(self.spec.crl.shards) || has(self.spec.crl.distributionPointBaseURL)")
+        .message("spec.crl.shards needs spec.crl.distributionPointBaseURL: certificates name the URL of their shard"),
+    validation = Rule::new("!has(oldSelf.spec.crl) || !has(oldSelf.spec.crl.shards) || (has(self.spec.crl) && has(self.spec.crl.shards) && self.spec.crl.shards == oldSelf.spec.crl.shards && has(self.spec.crl.distributionPointBaseURL) && self.spec.crl.distributionPointBaseURL == oldSelf.spec.crl.distributionPointBaseURL)")
+        .message("spec.crl.shards, and spec.crl.distributionPointBaseURL with it, can't be changed once set: certificates name the URL of their shard"),
+    validation = Rule::new("!has(self.spec.crl) || !has(self.spec.crl.delta) || !self.spec.crl.delta || has(self.spec.crl.distributionPointBaseURL)")
+        .message("spec.crl.delta needs spec.crl.distributionPointBaseURL: the CRL names its URL"),
+    validation = Rule::new("!has(self.spec.crl) || !has(self.spec.crl.delta) || !self.spec.crl.delta || !has(self.spec.crl.shards)")
+        .message("spec.crl.delta can't go with spec.crl.shards: certificates name their shard, to which there is none"),
     validation = Rule::new("size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')")
         .message("metadata.name must be at most 63 characters and hold no dot: it stands in labels and in the CRL's URL"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -270,6 +278,20 @@ pub struct CrlSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 10_000_000))]
     pub max_entries: Option<u32>,
+    /// Divides the CRL as well into so many shards, by serial number: each certificate then carries the URL of
+    /// its shard, `<base>/crl/<authority>/<generation>/<shard>-of-<shards>.crl`, which has an
+    /// issuingDistributionPoint with that URL (RFC 5280 section 5.2.5). For verifiers that fetch the CRL which
+    /// a certificate names; nginx, HAProxy and Envoy take the complete one, which goes on beside. Needs
+    /// `distributionPointBaseURL`; neither can be changed later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 64))]
+    pub shards: Option<u32>,
+    /// Publishes a delta CRL beside each complete one (RFC 5280 section 5.2.4), at
+    /// `<base>/crl/<authority>/<generation>/delta.crl`: what was revoked since the complete one of the last
+    /// refresh. The complete one names it (freshestCRL). For verifiers that use both; nginx, HAProxy and Envoy
+    /// take the complete one alone. Needs `distributionPointBaseURL`; not with `shards`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delta: bool,
 }
 
 impl Default for CrlSpec {
@@ -279,6 +301,8 @@ impl Default for CrlSpec {
             refresh: six_hours(),
             distribution_point_base_url: None,
             max_entries: None,
+            shards: None,
+            delta: false,
         }
     }
 }

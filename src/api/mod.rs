@@ -100,6 +100,9 @@ pub mod annotation {
     pub const ROTATE_REQUESTED_AT: &str = "countersign.dev/rotate-requested-at";
     /// The CRL number of a published CRL.
     pub const CRL_NUMBER: &str = "countersign.dev/crl-number";
+    /// Which certificates a published CRL speaks of, such as `shard-3-of-8`, or `delta`. The complete CRL has
+    /// none.
+    pub const CRL_SCOPE: &str = "countersign.dev/crl-scope";
     /// On a published CRL: the position of the ledger's next record when it was made.
     pub const LEDGER_POSITION: &str = "countersign.dev/ledger-position";
     /// On a segment of the ledger: the position of the first record that it covers.

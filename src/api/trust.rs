@@ -45,6 +45,10 @@ pub struct ClientTrustSpec {
     /// What happens to a client that shows no certificate.
     #[serde(default)]
     pub mode: Mode,
+    /// By which headers the backend is told who the client is. What a client sends in any of them never reaches
+    /// it.
+    #[serde(default)]
+    pub forward_identity: ForwardIdentity,
     /// Tries on a schedule whether good clients are accepted and revoked ones refused. When it is not set
     /// nothing is tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +63,17 @@ pub enum Mode {
     Required,
     /// It is let through; the backend sees that it showed none. A bad certificate is refused all the same.
     Optional,
+}
+
+/// By which headers the backend is told who the client is.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum ForwardIdentity {
+    /// By those of the data plane: `X-Forwarded-Tls-Client-Cert` and `X-Forwarded-Tls-Client-Cert-Info` of Traefik,
+    /// `X-SSL-Client-Cert` and others of HAProxy Ingress.
+    #[default]
+    Native,
+    /// By these, and by `Client-Cert` of RFC 9440, the client's certificate; where the data plane asks the gate.
+    ClientCert,
 }
 
 /// An object that routes traffic.
@@ -159,6 +174,8 @@ pub enum Reason {
     HostMissing,
     /// The target is served over plain HTTP, too, where nobody can be asked for a certificate.
     PlainHTTP,
+    /// The data plane can't tell its backends who the client is in the way that `forwardIdentity` asks for.
+    IdentityNotForwarded,
     /// An object of the name that we need exists and is not ours.
     NotOwned,
     /// The CRLs of its authorities don't fit a Secret.
@@ -180,6 +197,7 @@ impl Reason {
             Self::Conflict => "Conflict",
             Self::HostMissing => "HostMissing",
             Self::PlainHTTP => "PlainHTTP",
+            Self::IdentityNotForwarded => "IdentityNotForwarded",
             Self::NotOwned => "NotOwned",
             Self::CRLTooLarge => "CRLTooLarge",
             Self::NotProgrammed => "NotProgrammed",

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use jiff::SignedDuration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -27,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::serve::health;
 use crate::telemetry::{self, LogFormat};
 use crate::token::{Token, TokenConfig};
-use crate::{controller, serve};
+use crate::{api, controller, serve};
 
 /// Client certificates for Kubernetes: issue, rotate, revoke, publish CRLs, configure ingress trust.
 #[derive(Parser)]
@@ -152,9 +153,30 @@ struct ServeArgs {
     /// Where the gate answers.
     #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS")]
     gate_listen: SocketAddr,
+    /// For so long the gate answers by CRLs of which the API server does not say that they are still the published
+    /// ones; then it refuses everybody. At least 5m: the API server says a word a minute. A CRL is never answered
+    /// by past its nextUpdate.
+    #[arg(
+        long,
+        env = "GATE_MAX_STALENESS",
+        default_value = "24h",
+        value_parser = staleness,
+        value_name = "DURATION"
+    )]
+    gate_max_staleness: SignedDuration,
     /// Folder for copies of the last good CRLs: with it a restart while the API server is down serves on.
     #[arg(long, env = "CRL_CACHE", value_name = "FOLDER")]
     crl_cache: Option<PathBuf>,
+}
+
+/// A dead watch is noticed after three minutes and begun anew: a shorter bound would shut out everybody for that.
+fn staleness(text: &str) -> Result<SignedDuration, String> {
+    let bound: api::duration::Duration =
+        text.parse().map_err(|error: api::duration::ParseDurationError| error.to_string())?;
+    if bound.as_secs() < 300 {
+        return Err("it must be 5m or more".to_owned());
+    }
+    Ok(SignedDuration::from_secs(bound.as_secs()))
 }
 
 /// Runs the command that the arguments name.
@@ -245,6 +267,7 @@ fn run_server(args: ServeArgs) -> Result<(), String> {
         namespace: args.process.namespace.clone(),
         crl_listen: args.crl_listen,
         gate_listen: args.gate_listen,
+        gate_max_staleness: args.gate_max_staleness,
         crl_cache: args.crl_cache,
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {

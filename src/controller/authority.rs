@@ -10,10 +10,12 @@ use tracing::warn;
 
 use super::context::{Allowed, Ca, Context, Generation, Signing};
 use super::crl;
+use super::delta;
 use super::error::{Error, chain};
 use super::generations;
 use super::orphans::revoke_orphans;
 use super::queue::Outcome;
+use super::shards;
 use crate::api::ClientAuthority;
 use crate::api::authority::{CaState, CertificateCounts};
 use crate::api::condition::{PUBLISHED, READY, ROTATING, Wanted, is_true};
@@ -76,14 +78,14 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         }
         other => other?,
     };
-    let Crls { generations, is_new, trouble, next } = crls;
+    let Crls { generations, sound, is_new, trouble, next } = crls;
     crl::measure(&context, &cas, &generations);
     let signing = match &decision.active {
         Ok(number) => signing(&authority, generations, *number, stopped.is_none(), allowed.clone()),
         Err(_) => None,
     };
     let has_stopped = stopped.is_some();
-    let ready = match (&decision.active, stopped.or(trouble)) {
+    let mut ready = match (&decision.active, stopped.or(trouble)) {
         (Err(refusal), _) => refusal.clone(),
         (Ok(_), Some(trouble)) => trouble,
         (Ok(_), None) if let Err(error) = &allowed.policy => {
@@ -99,7 +101,22 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         Some(signing) => take_over(&context, &key.name, signing.clone(), is_new),
         None => forget(&context, &key),
     }
+    // After whoever waits for the complete CRLs was told of them.
     let mut wait = next.min(LONGEST);
+    let divided = shards::keep(&context, &authority, &sound, now).await;
+    let followed = delta::keep(&context, &authority, &sound, now).await;
+    match divided.and_then(|next| followed.map(|()| next)) {
+        Ok(next) => wait = wait.min(next),
+        Err(error) if error.is_conflict() => return Err(error),
+        Err(error) => {
+            wait = wait.min(crl::RETRY);
+            if ready.status {
+                let message =
+                    format!("a CRL beside the complete one was not published: {}", chain(&error));
+                ready = Wanted::no(READY, Reason::CrlFailed.as_str(), message);
+            }
+        }
+    }
     if authority.spec.secret_ref.is_some() {
         wait = wait.min(LOOK_AT_SOURCE);
     }
@@ -230,6 +247,8 @@ fn bundle(roots: &[CertificateDer<'_>]) -> String {
 #[derive(Default)]
 struct Crls {
     generations: Vec<Generation>,
+    // Those of them that sign certificates and whose CRL is what it must be: shards are made of these.
+    sound: Vec<Generation>,
     is_new: bool,
     trouble: Option<Wanted>,
     next: Duration,
@@ -253,16 +272,20 @@ async fn keep_crls(
         });
         match crl::keep(context, authority, ca, signer, known, now).await {
             Ok(kept) => {
-                crls.is_new |= kept.is_new;
-                crls.trouble = crls.trouble.or(kept.trouble);
-                crls.next = crls.next.min(kept.next);
-                crls.generations.push(Generation {
+                let generation = Generation {
                     key: ca.key.clone(),
                     state: ca.state,
                     since: ca.since,
                     ca: signer.clone(),
                     published: kept.published,
-                });
+                };
+                if kept.trouble.is_none() && ca.state != CaState::Root {
+                    crls.sound.push(generation.clone());
+                }
+                crls.generations.push(generation);
+                crls.is_new |= kept.is_new;
+                crls.trouble = crls.trouble.or(kept.trouble);
+                crls.next = crls.next.min(kept.next);
             }
             // Its first CRL can't be signed: without one nobody may trust it, and nobody else shall wait.
             Err(Error::Crl(CrlError::Sign(error))) if ca.state != CaState::Active => {
@@ -307,6 +330,7 @@ fn signing(
         bundle,
         roots,
         crl_base: authority.spec.crl.distribution_point_base_url.clone(),
+        shards: authority.spec.crl.shards,
         reissue_within: SignedDuration::from_secs(within.as_secs()),
         generations,
         allowed,

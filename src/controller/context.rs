@@ -14,8 +14,9 @@ use kube::{Client, Resource, ResourceExt};
 use serde_json::Value;
 
 use super::canary::{Canaries, Settings};
-use super::queue::Queue;
+use super::queues::Queues;
 use super::servers::Servers;
+use super::shards::Shard;
 use super::upkeep::Repairs;
 use crate::api::allow::Allow;
 use crate::api::condition::{READY, is_true};
@@ -30,13 +31,14 @@ use crate::metrics::Metrics;
 use rustls_pki_types::CertificateDer;
 
 use crate::api::authority::CaState;
-use crate::pki::crl::{CrlFacts, CrlNumber, Index, pem_len, to_pem};
+use crate::pki::crl::{CrlFacts, CrlNumber, Entry, Index, pem_len, to_pem};
 use crate::pki::{CertificateAuthority, Serial, hex};
 use crate::plan::allow::{InvalidPolicy, Policy};
 use crate::plan::authority::{is_ca, key_of};
 use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
+use crate::plan::publication::Scope;
 use crate::plan::scope::{Target, target};
 use crate::plan::trust::crl_keys;
 use crate::token::Token;
@@ -169,21 +171,6 @@ pub fn revocation_keys(identity: &Key, serial: &Serial, fingerprint: &str) -> [S
     [name, serial_key(serial), fingerprint_key(fingerprint)]
 }
 
-/// The queues, one for each controller.
-#[derive(Clone)]
-pub struct Queues {
-    /// Authorities.
-    pub authority: Queue,
-    /// Identities.
-    pub identity: Queue,
-    /// Revocations.
-    pub revocation: Queue,
-    /// Trusts.
-    pub trust: Queue,
-    /// Canaries, by the trust that they try.
-    pub canary: Queue,
-}
-
 /// A CA as it was read from its Secret.
 #[derive(Clone)]
 pub struct Ca {
@@ -254,6 +241,8 @@ pub struct Signing {
     pub mark: String,
     /// Base URL of the CRL server.
     pub crl_base: Option<String>,
+    /// Into so many shards is each CRL divided as well; certificates name their shard.
+    pub shards: Option<u32>,
     /// Certificates of earlier CAs are replaced within this time after the active one became so.
     pub reissue_within: SignedDuration,
     /// What may be signed.
@@ -310,6 +299,14 @@ impl Signing {
     }
 }
 
+/// The CRL that another one followed.
+pub struct Followed {
+    /// Its number.
+    pub number: CrlNumber,
+    /// What the next one has and this one had not, sorted by serial.
+    pub added: Vec<Entry>,
+}
+
 /// A published CRL.
 #[derive(Clone)]
 pub struct Published {
@@ -327,6 +324,8 @@ pub struct Published {
     pub resource_version: Option<String>,
     /// When this process published it, if it did.
     pub at: Option<Timestamp>,
+    /// The one that it followed, when this process published it.
+    pub followed: Option<Arc<Followed>>,
     /// The position of the ledger's next record when it was made; earlier versions did not note it.
     pub ledger_position: Option<u64>,
 }
@@ -359,6 +358,8 @@ pub struct Context {
     pub cas: RwLock<HashMap<String, Arc<Vec<Ca>>>>,
     /// Since when the trust bundle with this hash is in force everywhere.
     pub in_force: Mutex<HashMap<String, Instant>>,
+    /// The shards of CRLs as they stand in the cluster.
+    pub shards: Mutex<HashMap<(CaKey, Scope), Shard>>,
     /// The authorities that can sign, by name.
     pub signing: RwLock<HashMap<String, Arc<Signing>>>,
     /// For each identity, the resourceVersion of its Secret when its data was written or checked by

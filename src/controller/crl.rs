@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use tracing::{error, warn};
 
 use super::context::{Ca, Context, Generation, Published};
@@ -13,23 +14,23 @@ use super::error::{Error, chain};
 use super::publish::{Found, apart, has_parts, publish, read};
 use crate::api::authority::CaState;
 use crate::api::condition::{READY, Wanted};
-use crate::api::{ClientAuthority, annotation};
+use crate::api::{ClientAuthority, annotation, label};
 use crate::cluster::Key;
 use crate::cluster::apply::write;
 use crate::metrics::{GuardLabels, generation};
 use crate::pki::CertificateAuthority;
 use crate::pki::authority::CaFacts;
-use crate::plan::authority::Reason;
+use crate::plan::authority::{Reason, crl_url};
 use crate::plan::crl::{Decision, World, decide};
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::head_name;
+use crate::plan::publication::{COMPONENT, Scope, head_name};
 
 /// Two looks at a CRL are at most this far apart.
 const LONGEST: Duration = Duration::from_secs(600);
 /// While a guard says no, it is looked after this time whether somebody put the ledger right.
 pub(super) const GUARDED: Duration = Duration::from_secs(15);
 /// A publication that failed is tried again after this time.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 /// While the root's key is kept elsewhere its CRL can't be renewed; from so long before its end on it
 /// must.
 const ROOT_CRL_ALARM: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -126,16 +127,24 @@ async fn in_service(
     ca: &CaFacts,
     ours: &Published,
 ) -> Result<(Published, bool), Error> {
-    let name = Key::new(&context.namespace, head_name(key));
+    let name = Key::new(&context.namespace, head_name(key, Scope::Full));
     let seen = context.stores.crls.get(&name).and_then(|crl| crl.metadata.resource_version.clone());
     let ours = ours.clone();
     if seen.is_some() && seen == ours.resource_version {
-        let whole = has_parts(context, &ours);
+        let whole = has_parts(context, &ours.parts);
         return Ok((ours, whole));
     }
     Ok(match read(context, key, ca, Some(&ours)).await? {
         Found::Crl(found) if found.facts.number >= ours.facts.number => {
-            (Published { at: ours.at, ..found }, true)
+            let same = found.facts.number == ours.facts.number;
+            (
+                Published {
+                    at: ours.at,
+                    followed: same.then_some(ours.followed).flatten(),
+                    ..found
+                },
+                true,
+            )
         }
         Found::Crl(Published { resource_version, .. }) | Found::Nothing(resource_version) => {
             (Published { resource_version, ..ours }, false)
@@ -143,15 +152,22 @@ async fn in_service(
     })
 }
 
-/// Notes on the CRL of a CA that nobody trusts any more that it is so: it is served on, and the gate lets
-/// nobody in by it.
+/// Notes on the CRLs of a CA that nobody trusts any more that it is so: they are served on, and the gate
+/// lets nobody in by them.
 pub(super) async fn retire(context: &Context, key: &CaKey) -> Result<(), Error> {
-    let name = head_name(key);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
-    let found = api.get_opt(&name).await;
-    let found =
-        found.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
-    if let Some(mut crl) = found {
+    let CaKey { authority, generation } = key;
+    let selector = format!(
+        "{}={COMPONENT},{}={authority},{}={generation}",
+        label::COMPONENT,
+        label::AUTHORITY,
+        label::GENERATION
+    );
+    let failed = |source| Error::Read { object: format!("CRLs of {key}"), source };
+    let heads = api.list_metadata(&ListParams::default().labels(&selector)).await;
+    for head in heads.map_err(failed)? {
+        // One by one: a head may hold a megabyte.
+        let Some(mut crl) = api.get_opt(&head.name_any()).await.map_err(failed)? else { continue };
         let annotations = crl.metadata.annotations.get_or_insert_default();
         let removed = CaState::Removed.as_str().to_owned();
         annotations.insert(annotation::STATE.to_owned(), removed);
@@ -206,6 +222,10 @@ async fn due_by_view(
         Some(split) => (seconds(split.root_crl_validity), seconds(split.root_crl_validity) / 12),
         None => (seconds(spec.validity), seconds(spec.refresh)),
     };
+    // A root's certificates are few: no delta CRL goes with its CRL.
+    let delta = crate::plan::delta::url_base(spec).ok().flatten();
+    let delta = delta.filter(|_| ca.state != CaState::Root);
+    let freshest = delta.map(|base| crl_url(base, &ca.key, Scope::Delta));
     let (ledger, key, ca_not_after) =
         (context.ledger.clone(), ca.key.clone(), signer.facts().not_after);
     let in_service = published.is_some_and(|(_, in_service)| in_service);
@@ -225,6 +245,7 @@ async fn due_by_view(
                 published_at,
                 validity,
                 refresh,
+                freshest: freshest.as_deref(),
                 ca_not_after,
                 now,
             })

@@ -8,7 +8,9 @@ use crate::pki::encode::EncodeError;
 use crate::pki::issue::IssueError;
 use crate::pki::verify::VerifyError;
 use crate::plan::authority::Reason;
+use crate::plan::delta::InvalidDelta;
 use crate::plan::retry::FailureReason;
+use crate::plan::shard::InvalidShards;
 use crate::token::TokenError;
 
 /// A failed reconcile.
@@ -56,6 +58,12 @@ pub enum Error {
     /// Making a CRL failed.
     #[error(transparent)]
     Crl(#[from] CrlError),
+    /// A CRL can't be divided into shards.
+    #[error(transparent)]
+    Shards(#[from] InvalidShards),
+    /// There can't be a delta CRL.
+    #[error(transparent)]
+    Delta(#[from] InvalidDelta),
     /// A certificate can't be shown.
     #[error("failed to set up a TLS client: {0}")]
     Tls(String),
@@ -75,7 +83,7 @@ impl Error {
             Self::Issue(_) => "issue",
             Self::Verify(_) => "verify",
             Self::Guard { .. } => "guard",
-            Self::Crl(_) => "crl",
+            Self::Crl(_) | Self::Shards(_) | Self::Delta(_) => "crl",
             Self::Tls(_) => "tls",
         }
     }

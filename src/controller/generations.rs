@@ -32,6 +32,7 @@ use crate::plan::authority::{
     set_state, text_of,
 };
 use crate::plan::ledger::{CaKey, Record, Revoked};
+use crate::plan::publication::Scope;
 use crate::plan::rotation::{Generation, Source, Step, request, source_hash};
 use crate::token::{InvalidUri, TokenError, TokenKey};
 
@@ -409,7 +410,7 @@ async fn mint(
             let root = cas.iter().find(|ca| ca.state == CaState::Root);
             let root = root.ok_or_else(|| Error::Root("there is none".into()))?;
             let signer = root.authority.as_ref().map_err(|why| Error::Root(why.clone()))?;
-            let url = base.map(|base| crl_url(base, &root.key));
+            let url = base.map(|base| crl_url(base, &root.key, Scope::Full));
             params.not_after = params.not_after.min(signer.facts().not_after);
             params.crl_url = url.as_deref();
             signer.sign_authority(&params, made.signer())?

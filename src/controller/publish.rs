@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, ResourceExt};
 use tracing::{error, info, warn};
 
-use super::context::{Context, Published};
+use super::context::{Context, Followed, Published};
 use super::error::{Error, chain};
 use crate::api::annotation;
 use crate::cluster::Key;
@@ -23,11 +23,11 @@ use crate::plan::crl::Publication;
 use crate::plan::headroom::SECRET_LIMIT;
 use crate::plan::ledger::{CaKey, Revoked};
 use crate::plan::publication::{
-    Rendered, assemble, head_name, is_unused, part_bytes, part_names, render,
+    Rendered, Scope, assemble, head_name, is_unused, part_bytes, part_names, render,
 };
 
 /// So many parts are read or written at once.
-const AT_ONCE: usize = 4;
+pub(super) const AT_ONCE: usize = 4;
 
 /// The CRL of a CA as it stands in the cluster.
 pub(super) enum Found {
@@ -49,7 +49,7 @@ pub(super) async fn read(
     ca: &CaFacts,
     known: Option<&Published>,
 ) -> Result<Found, Error> {
-    let name = head_name(key);
+    let name = head_name(key, Scope::Full);
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let failed = |source| Error::Read { object: format!("ConfigMap {name}"), source };
     let Some(head) = api.get_opt(&name).await.map_err(failed)? else {
@@ -62,23 +62,11 @@ pub(super) async fn read(
     let noted = head.annotations().get(annotation::LEDGER_POSITION);
     let ledger_position = noted.and_then(|position| position.parse().ok());
     let parts = part_names(key, &head);
-    let read = stream::iter(parts.iter().cloned().map(|name| {
-        let api = api.clone();
-        async move {
-            let part = api.get_opt(&name).await;
-            part.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })
-        }
-    }));
-    let read: Vec<Option<ConfigMap>> = read.buffered(AT_ONCE).try_collect().await?;
-    let names = parts.clone();
+    let der = fetch(context, key, head).await?;
     let revoked = context.ledger.clone();
     let key_of_ca = key.clone();
     let read = apart(move || {
-        let mut read = names.iter().zip(&read);
-        let der = assemble(&key_of_ca, &head, |name| {
-            read.find(|(known, _)| *known == name)?.1.as_ref().and_then(part_bytes)
-        })
-        .map_err(|why| why.to_string())?;
+        let der = der?;
         let facts = crl::read(&der).map_err(|why| why.to_string())?;
         // One that another encoder made is encoded anew, from the ledger.
         let index = crl::index(&der).unwrap_or_else(|| {
@@ -107,6 +95,32 @@ pub(super) async fn read(
     Ok(Found::Crl(Published { ledger_position, ..found }))
 }
 
+/// The CRL that a head publishes, DER, put together from its parts; or why that can't be done.
+pub(super) async fn fetch(
+    context: &Context,
+    key: &CaKey,
+    head: ConfigMap,
+) -> Result<Result<Vec<u8>, String>, Error> {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
+    let names = part_names(key, &head);
+    let read = stream::iter(names.iter().cloned().map(|name| {
+        let api = api.clone();
+        async move {
+            let part = api.get_opt(&name).await;
+            part.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })
+        }
+    }));
+    let read: Vec<Option<ConfigMap>> = read.buffered(AT_ONCE).try_collect().await?;
+    let key = key.clone();
+    let assembled = apart(move || {
+        let mut read = names.iter().zip(&read);
+        assemble(&key, &head, |name| {
+            read.find(|(known, _)| *known == name)?.1.as_ref().and_then(part_bytes)
+        })
+    });
+    Ok(assembled.await.map_err(|why| why.to_string()))
+}
+
 fn published(
     facts: CrlFacts,
     index: Index,
@@ -124,13 +138,14 @@ fn published(
         parts: parts.into(),
         resource_version,
         at,
+        followed: None,
         ledger_position: None,
     }
 }
 
 /// Are all parts of a CRL in the cluster? The watch shows them before the head that names them.
-pub(super) fn has_parts(context: &Context, published: &Published) -> bool {
-    published.parts.iter().all(|name| is_there(context, name))
+pub(super) fn has_parts(context: &Context, parts: &[String]) -> bool {
+    parts.iter().all(|name| is_there(context, name))
 }
 
 fn is_there(context: &Context, part: &str) -> bool {
@@ -151,29 +166,52 @@ pub(super) async fn publish(
     let (number, next_update) = (publication.number, publication.next_update);
     let ledger_position = publication.ledger_position;
     let (added, leaving) = (publication.added.len(), publication.leaving.len());
-    let made = {
+    let (made, publication) = {
         let (key, ca, previous) = (key.clone(), ca.clone(), previous.cloned());
-        apart(move || make(&key, &ca, previous.as_ref(), &publication)).await?
+        apart(move || {
+            let made = make(&key, &ca, previous.as_ref(), &publication)?;
+            Ok::<_, Error>((made, publication))
+        })
+        .await?
     };
     let Made { facts, index, der, mut rendered } = made;
 
     let known = previous.map(|previous| previous.parts.clone()).unwrap_or_default();
-    let new: Vec<ConfigMap> = rendered.parts.drain(..).collect();
-    let parts: Vec<String> = new.iter().map(ResourceExt::name_any).collect();
-    let new = new.into_iter().filter(|part| !is_there(context, &part.name_any()));
-    stream::iter(new.map(Ok)).try_for_each_concurrent(AT_ONCE, |part| put(context, part)).await?;
-
-    rendered.head.metadata.namespace = Some(context.namespace.clone());
-    rendered.head.metadata.resource_version = previous_version;
     let annotations = rendered.head.metadata.annotations.get_or_insert_default();
     annotations.insert(annotation::LEDGER_POSITION.to_owned(), ledger_position.to_string());
-    let written = write(&context.client, &rendered.head).await?;
+    let (parts, resource_version) =
+        install(context, key, Scope::Full, rendered, &known, previous_version, now).await?;
     let (entries, bytes) = (facts.serials.len(), der.len());
     info!(number = number.0, entries, added, leaving, bytes, %next_update, "published a CRL");
     context.metrics.crl_publications.get_or_create(&label(&key.authority)).inc();
-    sweep(context, key, &[&known, &parts], now).await;
-    let published = published(facts, index, der, parts, written.resource_version(), Some(now));
-    Ok(Published { ledger_position: Some(ledger_position), ..published })
+    let published = published(facts, index, der, parts, resource_version, Some(now));
+    let followed = previous.map(|previous| {
+        Arc::new(Followed { number: previous.facts.number, added: publication.added })
+    });
+    Ok(Published { ledger_position: Some(ledger_position), followed, ..published })
+}
+
+/// Writes a CRL: the parts that are not there, then the head under the version of what stood before; and
+/// removes the parts that neither this CRL names nor, as `known`, the one before it. Returns the names of
+/// the parts, and the version of the head.
+pub(super) async fn install(
+    context: &Context,
+    key: &CaKey,
+    scope: Scope,
+    rendered: Rendered,
+    known: &[String],
+    version: Option<String>,
+    now: Timestamp,
+) -> Result<(Vec<String>, Option<String>), Error> {
+    let Rendered { mut head, parts: new } = rendered;
+    let parts: Vec<String> = new.iter().map(ResourceExt::name_any).collect();
+    let new = new.into_iter().filter(|part| !is_there(context, &part.name_any()));
+    stream::iter(new.map(Ok)).try_for_each_concurrent(AT_ONCE, |part| put(context, part)).await?;
+    head.metadata.namespace = Some(context.namespace.clone());
+    head.metadata.resource_version = version;
+    let written = write(&context.client, &head).await?;
+    sweep(context, key, scope, &[known, &parts], now).await;
+    Ok((parts, written.resource_version()))
 }
 
 struct Made {
@@ -189,16 +227,17 @@ fn make(
     previous: Option<&Published>,
     publication: &Publication,
 ) -> Result<Made, Error> {
-    let Publication { number, this_update, next_update, added, leaving, .. } = publication;
+    let Publication { number, this_update, next_update, freshest, added, leaving, .. } =
+        publication;
     let mut index = previous.map_or_else(Index::default, |previous| (*previous.index).clone());
     index.remove(leaving);
     index.insert(added);
-    let params =
-        CrlParams { number: *number, this_update: *this_update, next_update: *next_update };
+    let complete = CrlParams::complete(*number, *this_update, *next_update);
+    let params = CrlParams { freshest: freshest.as_deref(), ..complete };
     let crl::Encoded { der, cuts } = crl::encode(ca, &params, &index)?;
     let listed = previous.map_or(&[][..], |previous| &previous.facts.serials);
     let facts = crl::verify(&der, ca, &params, publication.serials(listed), added)?;
-    let rendered = render(key, &ca.certificate_pem(), &der, &cuts, *number);
+    let rendered = render(key, Scope::Full, &ca.certificate_pem(), &der, &cuts, *number);
     Ok(Made { facts, index, der, rendered })
 }
 
@@ -211,12 +250,19 @@ async fn put(context: &Context, mut part: ConfigMap) -> Result<(), Error> {
     }
 }
 
-/// Removes the parts of a CA that neither the published CRL nor the one before it names, also those of a
-/// publisher that died before it wrote the head. What can't be removed now can be the next time.
-async fn sweep(context: &Context, key: &CaKey, named: &[&[String]], now: Timestamp) {
+/// Removes the parts of a CA's CRLs of one scope that neither the published one nor the one before it names,
+/// also those of a publisher that died before it wrote the head. What can't be removed now can be the next
+/// time.
+pub(super) async fn sweep(
+    context: &Context,
+    key: &CaKey,
+    scope: Scope,
+    named: &[&[String]],
+    now: Timestamp,
+) {
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     for part in context.stores.crls.list() {
-        if !is_unused(key, &part.metadata, named, now) {
+        if !is_unused(key, scope, &part.metadata, named, now) {
             continue;
         }
         let (name, uid) = (part.name_any(), part.uid());

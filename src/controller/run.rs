@@ -11,15 +11,19 @@ use kube::core::{ApiResource, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::context::{Context, Queues, Stores, index_key, revocation_keys};
-use super::queue::{self, Queue};
+use super::context::{Context, Stores, index_key, revocation_keys};
+use super::queue;
+use super::queues::{Incoming, Queues, queues};
 use super::servers::Servers;
 use super::{authority, canary, compaction, identity, revocation, trust};
-use crate::api::{ClientIdentity, annotation, label};
+use crate::api::condition::{RECORDED, is_true};
+use crate::api::{
+    CertificateRevocation, CertificateRevocationStatus, ClientIdentity, annotation, label,
+};
 use crate::cluster::Key;
 use crate::cluster::client::Clients;
 use crate::cluster::events::Events;
@@ -65,29 +69,6 @@ pub enum RunError {
     /// Leadership was lost: another replica works now, this one starts over.
     #[error("lost leadership")]
     LeadershipLost,
-}
-
-/// The incoming end of each queue.
-struct Incoming {
-    authority: mpsc::UnboundedReceiver<(Key, Duration)>,
-    identity: mpsc::UnboundedReceiver<(Key, Duration)>,
-    revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
-    trust: mpsc::UnboundedReceiver<(Key, Duration)>,
-    canary: mpsc::UnboundedReceiver<(Key, Duration)>,
-}
-
-impl Incoming {
-    fn drain(&mut self) {
-        for queue in [
-            &mut self.authority,
-            &mut self.identity,
-            &mut self.revocation,
-            &mut self.trust,
-            &mut self.canary,
-        ] {
-            while queue.try_recv().is_ok() {}
-        }
-    }
 }
 
 /// A new leader looks at everything once, also at routes that carry the mark of a trust that is gone.
@@ -170,6 +151,7 @@ pub async fn run(
         cas: RwLock::new(HashMap::new()),
         in_force: Mutex::new(HashMap::new()),
         signing: RwLock::new(HashMap::new()),
+        shards: Mutex::new(HashMap::new()),
         checked: Mutex::new(HashMap::new()),
         written: Mutex::new(HashMap::new()),
         awaited: Mutex::new(HashMap::new()),
@@ -202,24 +184,6 @@ pub async fn run(
     if lost { Err(RunError::LeadershipLost) } else { Ok(()) }
 }
 
-fn queues() -> (Queues, Incoming) {
-    let (authority, authority_in) = Queue::new();
-    let (identity, identity_in) = Queue::new();
-    let (revocation, revocation_in) = Queue::new();
-    let (trust, trust_in) = Queue::new();
-    let (canary, canary_in) = Queue::new();
-    (
-        Queues { authority, identity, revocation, trust, canary },
-        Incoming {
-            authority: authority_in,
-            identity: identity_in,
-            revocation: revocation_in,
-            trust: trust_in,
-            canary: canary_in,
-        },
-    )
-}
-
 async fn run_loops(
     context: Arc<Context>,
     incoming: Incoming,
@@ -227,25 +191,27 @@ async fn run_loops(
     stop: watch::Receiver<bool>,
 ) {
     macro_rules! control {
-        ($module:ident, $concurrency:expr) => {{
+        ($module:path, $queue:ident, $concurrency:expr) => {{
+            use $module as module;
             let context = context.clone();
             let metrics = context.metrics.clone();
             queue::run(
-                $module::NAME,
-                incoming.$module,
+                module::NAME,
+                incoming.$queue,
                 $concurrency,
                 metrics,
                 stop.clone(),
-                move |key| $module::reconcile(context.clone(), key),
+                move |key| module::reconcile(context.clone(), key),
             )
         }};
     }
     tokio::join!(
-        control!(authority, 4),
-        control!(identity, concurrency),
-        control!(revocation, concurrency),
-        control!(trust, 4),
-        control!(canary, 4),
+        control!(authority, authority, 4),
+        control!(identity, identity, concurrency),
+        control!(revocation::record, revocation, revocation::record::CONCURRENCY),
+        control!(revocation::tell, revocation_status, concurrency),
+        control!(trust, trust, 4),
+        control!(canary, canary, 4),
         compaction::run(context.clone(), stop.clone()),
     );
 }
@@ -342,15 +308,18 @@ fn start_watches(
     // Those of the operator's own namespace reach every other one.
     for api in scoped(client, &with_home(config)) {
         let (queue, revocations) = (queues.clone(), stores.revocations.clone());
-        let changed = move |key: &Key, previous: Option<&crate::api::CertificateRevocation>| {
+        let changed = move |key: &Key, previous: Option<&CertificateRevocation>| {
             queue.revocation.push(key.clone());
             let now = revocations.get(key);
-            if let Some(identity) = now
-                .as_deref()
-                .or(previous)
-                .and_then(|revocation| revocation.spec.identity_ref.as_ref())
-            {
-                queue.identity.push(Key::new(&key.namespace, &identity.name));
+            // Until it is recorded there is nothing to tell of it; recording wakes whom it concerns.
+            let is_told =
+                |status: &CertificateRevocationStatus| is_true(&status.conditions, RECORDED);
+            if now.as_ref().is_some_and(|now| !now.status.as_ref().is_some_and(is_told)) {
+                return;
+            }
+            let either = now.as_deref().or(previous);
+            if let Some(name) = either.and_then(|one| one.spec.identity_ref.as_ref()) {
+                queue.identity.push(Key::new(&key.namespace, &name.name));
             }
         };
         tasks.spawn(stores.revocations.watch(api, all.clone(), slim, changed));

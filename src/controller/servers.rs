@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use crate::cluster::http;
 use crate::pki::crl::CrlNumber;
 use crate::plan::ledger::CaKey;
+use crate::plan::publication::Scope;
 
 /// A server that takes longer is not observed.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -47,6 +48,13 @@ struct Listed {
     authority: String,
     generation: u32,
     number: String,
+    // Servers of earlier versions list nothing but complete CRLs.
+    #[serde(default = "full")]
+    scope: String,
+}
+
+fn full() -> String {
+    Scope::Full.to_string()
 }
 
 impl Servers {
@@ -101,7 +109,8 @@ fn read(text: &[u8]) -> Option<BTreeMap<CaKey, CrlNumber>> {
         let key = CaKey { authority: listed.authority.into(), generation: listed.generation };
         Some((key, CrlNumber(listed.number.parse().ok()?)))
     };
-    index.crls.into_iter().map(one).collect()
+    // The gate decides by complete CRLs alone.
+    index.crls.into_iter().filter(|listed| listed.scope == full()).map(one).collect()
 }
 
 /// Of each CA that all servers know the lowest number.
@@ -139,6 +148,18 @@ mod tests {
         assert_eq!(lowest(vec![one.clone()]), one);
         assert_eq!(lowest(vec![one, two]), index(&[("a", 1, 6), ("a", 2, 5)]));
         assert_eq!(lowest(vec![index(&[("a", 1, 7)]), index(&[])]), index(&[]));
+    }
+
+    #[test]
+    fn a_shard_is_not_what_the_gate_answers_by() {
+        let entry = |scope: &str, number: u32| {
+            format!(
+                "{{\"authority\":\"a\",\"generation\":1,\"scope\":\"{scope}\",\"number\":\"{number}\"}}"
+            )
+        };
+        let crls = [entry("shard-0-of-2", 9), entry("full", 5), entry("shard-1-of-2", 3)];
+        let text = format!("{{\"crls\":[{}]}}", crls.join(","));
+        assert_eq!(read(text.as_bytes()), Some(index(&[("a", 1, 5)])));
     }
 
     #[test]

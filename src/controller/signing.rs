@@ -11,6 +11,7 @@ use crate::pki::profile::Profile;
 use crate::pki::verify::verify_issued;
 use crate::plan::authority::crl_url;
 use crate::plan::ledger::{Issued, Record};
+use crate::plan::publication::Scope;
 
 /// Records an issuance, signs the certificate by the active CA and checks it by independent code.
 pub(super) async fn sign(
@@ -27,7 +28,8 @@ pub(super) async fn sign(
     // Before the signature exists: a certificate that nobody recorded could not be revoked.
     ledger.record(&active.key, vec![Record::Issued(issued)]).await?;
 
-    let url = signing.crl_base.as_ref().map(|base| crl_url(base, &active.key));
+    let scope = Scope::of_serial(&serial, signing.shards);
+    let url = signing.crl_base.as_ref().map(|base| crl_url(base, &active.key, scope));
     let request = IssueRequest {
         profile,
         public_key_der,

@@ -169,12 +169,14 @@ fn not_taken(request: &Request<'_>, target: &Value) -> Option<Exposure> {
 mod tests {
     use super::super::{attach, detach};
     use super::*;
+    use crate::api::trust::ForwardIdentity;
 
     fn request(mode: Mode) -> Request<'static> {
         Request {
             namespace: "shop",
             trust: "clients",
             mode,
+            forward_identity: ForwardIdentity::Native,
             authorities: vec!["staff"],
             gate_url: "http://gate.example:8081",
         }

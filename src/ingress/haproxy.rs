@@ -16,7 +16,8 @@
 //! - Certificates are asked for, and missed, by the name in the handshake, which is looked for among the
 //!   hosts (`rootfs/etc/templates/haproxy/haproxy.tmpl`, `tls-need-crt`): rules without a host, and the
 //!   aliases of a host, get past. A request for a host that needs a certificate on a connection of another
-//!   name is answered 421.
+//!   name, or of none, is answered 421; but with `auth-tls-default-secret` in the controller's ConfigMap,
+//!   which can't be seen from here, one on a connection without a name gets past with any certificate.
 //! - With `ssl-passthrough`, or as a TCP service, it does not see the requests.
 
 use serde_json::{Value, json};
@@ -169,12 +170,14 @@ fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) ->
 mod tests {
     use super::*;
     use crate::api::annotation;
+    use crate::api::trust::ForwardIdentity;
 
     fn request(mode: Mode) -> Request<'static> {
         Request {
             namespace: "shop",
             trust: "clients",
             mode,
+            forward_identity: ForwardIdentity::Native,
             authorities: vec!["staff"],
             gate_url: "http://gate.example:8081",
         }

@@ -9,7 +9,7 @@ pub mod traefik;
 use serde_json::Value;
 
 use crate::api::annotation;
-use crate::api::trust::{Mode, Reason};
+use crate::api::trust::{ForwardIdentity, Mode, Reason};
 
 /// What every adapter is given.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct Request<'a> {
     pub trust: &'a str,
     /// What happens to a client without certificate.
     pub mode: Mode,
+    /// By which headers the backend is told of the client.
+    pub forward_identity: ForwardIdentity,
     /// The authorities whose clients are accepted.
     pub authorities: Vec<&'a str>,
     /// Base URL of the gate, such as `http://countersign-server.countersign.svc:8081`.

@@ -5,7 +5,7 @@
 //! serves without client authentication in several misconfigurations; each is closed here:
 //! - `clientAuthType` is always set, so that a missing CA Secret closes the host instead of opening it;
 //! - the TLSOption is never called `default`, which would make it global;
-//! - a header that a client forges is removed before Traefik sets it;
+//! - headers that a client forges are removed before Traefik and the gate set them;
 //! - the gate refuses a request that carries no certificate, also when Traefik chose other TLS
 //!   options for the host (two routes of one host with different options).
 
@@ -16,7 +16,7 @@ use super::{
     object_name,
 };
 use crate::api::annotation;
-use crate::api::trust::{Mode, Reason};
+use crate::api::trust::{ForwardIdentity, Mode, Reason};
 
 /// The row of Traefik.
 pub const TRAEFIK: DataPlane = DataPlane {
@@ -38,6 +38,9 @@ pub const VERSION: &str = "v1alpha1";
 /// The header in which Traefik forwards the client's certificate.
 pub const CERTIFICATE_HEADER: &str = "X-Forwarded-Tls-Client-Cert";
 const INFO_HEADER: &str = "X-Forwarded-Tls-Client-Cert-Info";
+/// The headers of RFC 9440: they are the proxy's to set, so that a backend may believe them, whoever it is behind.
+const CLIENT_CERT: &str = "Client-Cert";
+const CLIENT_CERT_CHAIN: &str = "Client-Cert-Chain";
 
 const TLS: &str = "traefik.ingress.kubernetes.io/router.tls";
 const TLS_OPTIONS: &str = "traefik.ingress.kubernetes.io/router.tls.options";
@@ -72,7 +75,12 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
         middleware(
             "-strip",
             json!({
-                "headers": {"customRequestHeaders": {CERTIFICATE_HEADER: "", INFO_HEADER: ""}},
+                "headers": {"customRequestHeaders": {
+                    CERTIFICATE_HEADER: "",
+                    INFO_HEADER: "",
+                    CLIENT_CERT: "",
+                    CLIENT_CERT_CHAIN: "",
+                }},
             }),
         ),
         middleware(
@@ -90,17 +98,7 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
                 },
             }),
         ),
-        middleware(
-            "-gate",
-            json!({
-                "forwardAuth": {
-                    "address": gate_address(request),
-                    // Without it Traefik deletes every X-Forwarded header before it asks the gate.
-                    "trustForwardHeader": true,
-                    "authRequestHeaders": [CERTIFICATE_HEADER],
-                },
-            }),
-        ),
+        middleware("-gate", json!({"forwardAuth": forward_auth(request)})),
         middleware(
             "",
             json!({
@@ -112,6 +110,20 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
             }),
         ),
     ]
+}
+
+fn forward_auth(request: &Request<'_>) -> Value {
+    let mut forward_auth = json!({
+        "address": gate_address(request),
+        // Without it Traefik deletes every X-Forwarded header before it asks the gate.
+        "trustForwardHeader": true,
+        "authRequestHeaders": [CERTIFICATE_HEADER],
+    });
+    if request.forward_identity == ForwardIdentity::ClientCert {
+        // Traefik replaces the request's header by the gate's, and removes it where the gate sends none.
+        forward_auth["authResponseHeaders"] = json!([CLIENT_CERT]);
+    }
+    forward_auth
 }
 
 fn gate_address(request: &Request<'_>) -> String {
@@ -267,6 +279,7 @@ mod tests {
             namespace: "shop",
             trust: "clients",
             mode: Mode::Required,
+            forward_identity: ForwardIdentity::Native,
             authorities: vec!["staff", "devices"],
             gate_url: "http://gate.example:8081",
         }
@@ -324,6 +337,32 @@ mod tests {
             "http://gate.example:8081/gate/traefik?mode=Required&authority=staff&authority=devices"
         );
         assert_eq!(gate["spec"]["forwardAuth"]["trustForwardHeader"], true);
+    }
+
+    #[test]
+    fn client_cert_is_removed_from_every_request_and_comes_from_the_gate_alone() {
+        for mode in [Mode::Required, Mode::Optional] {
+            for (forward_identity, expected) in [
+                (ForwardIdentity::Native, Value::Null),
+                (ForwardIdentity::ClientCert, json!(["Client-Cert"])),
+            ] {
+                let objects = objects(&Request { mode, forward_identity, ..request() });
+                let of = |suffix: &str| {
+                    let name = format!("countersign-clients-{suffix}");
+                    &objects.iter().find(|o| o["metadata"]["name"] == *name).unwrap()["spec"]
+                };
+                assert_eq!(
+                    of("strip")["headers"]["customRequestHeaders"],
+                    json!({
+                        "X-Forwarded-Tls-Client-Cert": "",
+                        "X-Forwarded-Tls-Client-Cert-Info": "",
+                        "Client-Cert": "",
+                        "Client-Cert-Chain": "",
+                    })
+                );
+                assert_eq!(of("gate")["forwardAuth"]["authResponseHeaders"], expected);
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::headroom::percent_left;
 use super::ledger::CaKey;
-use super::publication;
+use super::publication::Scope;
 use crate::api::authority::{CaGeneration, CaState, CertificateCounts, CrlStatus};
 use crate::api::condition::{self, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
@@ -230,9 +230,9 @@ pub fn is_ca(metadata: &ObjectMeta) -> bool {
         .is_some_and(|component| component == "ca")
 }
 
-/// URL of a CA's complete CRL below a base URL.
-pub fn crl_url(base: &str, key: &CaKey) -> String {
-    format!("{base}{}", publication::path(key))
+/// URL of a CRL of a CA below a base URL.
+pub fn crl_url(base: &str, key: &CaKey, scope: Scope) -> String {
+    format!("{base}{}", scope.path(key))
 }
 
 /// One CA as the status tells of it.

@@ -55,6 +55,8 @@ pub struct World<'a> {
     pub validity: SignedDuration,
     /// A CRL is signed anew after this long.
     pub refresh: SignedDuration,
+    /// Where the delta CRL to it is, if there is one.
+    pub freshest: Option<&'a str>,
     /// End of the CA's validity: no CRL outlives it.
     pub ca_not_after: Timestamp,
     /// The time.
@@ -70,6 +72,8 @@ pub struct Publication {
     pub this_update: Timestamp,
     /// Its nextUpdate.
     pub next_update: Timestamp,
+    /// Where the delta CRL to it is, if there is one.
+    pub freshest: Option<String>,
     /// Entries that the published CRL does not have, sorted by serial.
     pub added: Vec<Entry>,
     /// Serials of the published CRL that it will not have, sorted.
@@ -118,7 +122,8 @@ pub fn decide(world: &World<'_>) -> Decision {
         let changes = Changes { added: world.ledger.crl_entries(None), ..Changes::default() };
         return Decision::Publish(publication(world, changes));
     };
-    let refresh = refresh_time(published, world);
+    let CrlFacts { this_update, next_update, .. } = *published;
+    let refresh = refresh_time(this_update, next_update, world.refresh, world.ca_not_after);
     let overdue = !world.in_service || published.this_update > world.now || world.now >= refresh;
     // A time that lies ahead is of a clock that was set back: nobody waits for it.
     let last = world.published_at.filter(|at| *at <= world.now);
@@ -148,6 +153,7 @@ fn publication(world: &World<'_>, changes: Changes) -> Publication {
         number: CrlNumber::next(world.published.map(|published| published.number), world.now),
         this_update: crate::api::condition::truncate(this_update),
         next_update: crate::api::condition::truncate(next_update),
+        freshest: world.freshest.map(ToOwned::to_owned),
         added: changes.added,
         leaving: changes.leaving,
         ledger_position: world.position,
@@ -214,16 +220,21 @@ fn freshness_guard(world: &World<'_>) -> Option<String> {
     )))
 }
 
-/// When the published CRL is to be signed anew: after `refresh`, and with a third of its own validity
+/// When a published CRL is to be signed anew: after `refresh`, and with a third of its own validity
 /// left at the latest, whatever the spec says by now. One that ends with its CA can't be prolonged.
-fn refresh_time(published: &CrlFacts, world: &World<'_>) -> Timestamp {
-    let made = published.this_update.saturating_add(BACKDATE).unwrap_or(published.this_update);
-    let due = made.saturating_add(world.refresh).unwrap_or(made);
-    if published.next_update >= world.ca_not_after {
+pub(super) fn refresh_time(
+    this_update: Timestamp,
+    next_update: Timestamp,
+    refresh: SignedDuration,
+    ca_not_after: Timestamp,
+) -> Timestamp {
+    let made = this_update.saturating_add(BACKDATE).unwrap_or(this_update);
+    let due = made.saturating_add(refresh).unwrap_or(made);
+    if next_update >= ca_not_after {
         return due;
     }
-    let validity = published.next_update.duration_since(published.this_update);
-    due.min(published.next_update.saturating_sub(validity / 3).unwrap_or(due))
+    let validity = next_update.duration_since(this_update);
+    due.min(next_update.saturating_sub(validity / 3).unwrap_or(due))
 }
 
 /// An unexpired serial of the published CRL that the next one lacks means that the ledger lost a
@@ -280,6 +291,7 @@ mod tests {
             published_at: None,
             validity: HOUR * 10,
             refresh: HOUR,
+            freshest: None,
             ca_not_after: second(500_000),
             now: second(now),
         }

@@ -1,7 +1,9 @@
 //! Is a revocation in force wherever its authority is trusted?
 //!
 //! Each `ClientTrust` tells in status which CRL of each CA its Secret holds, and by which one the gate
-//! answers. A revocation is enforced when these are the one that held it first, or later ones.
+//! answers. A revocation is enforced when these are the one that held it first, or later ones: the gate's
+//! where a target depends on it, the Secret's in any case. How soon a data plane takes up the Secret
+//! can't be seen from here; the canary sees it.
 
 use std::sync::Arc;
 
@@ -184,7 +186,7 @@ fn number(text: &str) -> Option<u128> {
 mod tests {
     use super::*;
     use crate::api::condition::{ACCEPTED, PROGRAMMED, REVOCATION_ENFORCED};
-    use crate::api::trust::{Mode, TargetReference};
+    use crate::api::trust::{ForwardIdentity, Mode, TargetReference};
     use crate::api::{AuthorityReference, ClientTrustSpec, ClientTrustStatus};
 
     fn trust(name: &str, crls: &[(u32, &str, Option<&str>)], gated: bool) -> ClientTrust {
@@ -199,23 +201,29 @@ mod tests {
                 authorities: vec![AuthorityReference { name: "staff".into() }],
                 target_refs: vec![target_ref.clone()],
                 mode: Mode::Required,
+                forward_identity: ForwardIdentity::default(),
                 canary: None,
             },
         );
         trust.metadata.namespace = Some("shop".into());
         trust.metadata.generation = Some(2);
-        let how = if gated { "ViaGate" } else { "Programmed" };
-        let wanted = [
-            Wanted::yes(ACCEPTED, "Programmed", ""),
-            Wanted::yes(PROGRAMMED, "Programmed", ""),
-            Wanted::yes(REVOCATION_ENFORCED, how, ""),
-        ];
-        let conditions = condition::merge(&[], &wanted, Some(2), Timestamp::UNIX_EPOCH);
+        let target = |how| {
+            let wanted = [
+                Wanted::yes(ACCEPTED, "Programmed", ""),
+                Wanted::yes(PROGRAMMED, "Programmed", ""),
+                Wanted::yes(REVOCATION_ENFORCED, how, ""),
+            ];
+            let conditions = condition::merge(&[], &wanted, Some(2), Timestamp::UNIX_EPOCH);
+            TargetStatus { target_ref: target_ref.clone(), conditions }
+        };
+        // One that depends on the gate makes the whole trust depend on it.
+        let targets = ["ByCRL", "ViaGate"].into_iter().take(if gated { 2 } else { 1 });
+        let targets = targets.map(target).collect();
         trust.status = Some(ClientTrustStatus {
             canary: None,
             observed_generation: Some(2),
             conditions: Vec::new(),
-            targets: vec![TargetStatus { target_ref, conditions }],
+            targets,
             crls: crls
                 .iter()
                 .map(|(generation, number, served)| CrlInForce {
@@ -293,6 +301,8 @@ mod tests {
         };
         let open = with(Wanted::no(PROGRAMMED, "Conflict", ""));
         assert_eq!(ask(vec![open], &[crl("staff", 1)]).condition.reason, "TrustNotReady");
+        let full = with(Wanted::no(REVOCATION_ENFORCED, "CRLTooLarge", ""));
+        assert_eq!(ask(vec![full], &[crl("staff", 1)]).condition.reason, "TrustNotReady");
         let absent = with(Wanted::no(ACCEPTED, "TargetNotFound", ""));
         assert_eq!(ask(vec![absent], &[crl("staff", 1)]).condition.reason, "Enforced");
         let mut changed = trust("a", &[(1, "42", None)], false);

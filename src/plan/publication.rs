@@ -3,6 +3,7 @@
 //! the head, however long the CRL is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
@@ -12,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::authority::{key_of, labels};
 use super::ledger::CaKey;
 use crate::api::{annotation, label};
+use crate::pki::Serial;
 use crate::pki::crl::CrlNumber;
 use crate::pki::sha256_hex;
 
@@ -45,22 +47,102 @@ pub mod crl_key {
     pub const PART: &str = "part";
 }
 
-/// Path of the URL of a CA's CRL below the base URL.
-pub fn path(key: &CaKey) -> String {
-    let CaKey { authority, generation } = key;
-    format!("/crl/{authority}/{generation}.crl")
+/// Which certificates of a CA a CRL speaks of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// All of them: the complete CRL, without issuingDistributionPoint.
+    #[default]
+    Full,
+    /// Those of one of so many shards: complete for the certificates that name its URL. The number of
+    /// shards stands in its URL too: one of another division must not answer in its place.
+    Shard {
+        /// Which, from 0.
+        index: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// What was revoked since an earlier complete CRL.
+    Delta,
 }
 
-/// Name of the head.
-pub fn head_name(key: &CaKey) -> String {
-    let CaKey { authority, generation } = key;
-    format!("crl-{authority}-{generation}")
+/// The shard, from 0, of a certificate: the last four octets of its serial number, as a number, modulo the
+/// number of shards.
+pub fn shard_of(serial: &Serial, of: u32) -> u32 {
+    let last = serial.as_be_bytes().iter().rev().take(4).rev();
+    last.fold(0, |number: u32, octet| number << 8 | u32::from(*octet)).checked_rem(of).unwrap_or(0)
+}
+
+impl Scope {
+    /// The scope of the CRL that a certificate names: its shard, or all when there are none.
+    pub fn of_serial(serial: &Serial, shards: Option<u32>) -> Self {
+        shards.map_or(Self::Full, |of| Self::Shard { index: shard_of(serial, of), of })
+    }
+
+    /// The scopes of all shards.
+    pub fn shards(of: u32) -> impl Iterator<Item = Self> {
+        (0..of).map(move |index| Self::Shard { index, of })
+    }
+
+    /// Path of its URL below the base URL.
+    pub fn path(self, key: &CaKey) -> String {
+        let CaKey { authority, generation } = key;
+        match self {
+            Self::Full => format!("/crl/{authority}/{generation}.crl"),
+            Self::Delta => format!("/crl/{authority}/{generation}/delta.crl"),
+            Self::Shard { index, of } => {
+                format!("/crl/{authority}/{generation}/{index}-of-{of}.crl")
+            }
+        }
+    }
+
+    /// Which CRL a head publishes, by its annotations. None for one that this version does not know: it
+    /// must not be taken for the complete one.
+    pub fn of(metadata: &ObjectMeta) -> Option<Self> {
+        let notes = metadata.annotations.as_ref();
+        let noted = notes.and_then(|notes| notes.get(annotation::CRL_SCOPE));
+        noted.map_or(Some(Self::Full), |scope| Self::parse(scope))
+    }
+
+    /// Reads what [`fmt::Display`] writes of a shard or a delta.
+    fn parse(text: &str) -> Option<Self> {
+        if text == "delta" {
+            return Some(Self::Delta);
+        }
+        let (index, of) = text.strip_prefix("shard-")?.split_once("-of-")?;
+        let (index, of) = (index.parse().ok()?, of.parse().ok()?);
+        let scope = Self::Shard { index, of };
+        // `+1` and `01` are numbers too, but no shard of ours.
+        (index < of && scope.to_string() == text).then_some(scope)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("full"),
+            Self::Shard { index, of } => write!(f, "shard-{index}-of-{of}"),
+            Self::Delta => f.write_str("delta"),
+        }
+    }
+}
+
+/// Name of the head. What follows the generation is no number, so that no authority has a CRL of the
+/// same name.
+pub fn head_name(key: &CaKey, scope: Scope) -> String {
+    format!("crl-{}", stem(key, scope))
 }
 
 /// Name of the part with this digest.
-fn part_name(key: &CaKey, sha256: &str) -> String {
-    let start = sha256.get(..16).unwrap_or(sha256);
-    format!("crl-part-{}-{}-{start}", key.authority, key.generation)
+fn part_name(key: &CaKey, scope: Scope, sha256: &str) -> String {
+    format!("crl-part-{}-{}", stem(key, scope), sha256.get(..16).unwrap_or(sha256))
+}
+
+fn stem(CaKey { authority, generation }: &CaKey, scope: Scope) -> String {
+    match scope {
+        Scope::Full => format!("{authority}-{generation}"),
+        Scope::Shard { index, of } => format!("{authority}-{generation}-s{index}of{of}"),
+        Scope::Delta => format!("{authority}-{generation}-delta"),
+    }
 }
 
 /// The ConfigMaps that publish a CRL. The parts must be there before the head that names them.
@@ -76,12 +158,17 @@ pub struct Rendered {
 /// which the last of them ends.
 pub fn render(
     key: &CaKey,
+    scope: Scope,
     ca_pem: &str,
     der: &[u8],
     cuts: &[usize],
     number: CrlNumber,
 ) -> Rendered {
-    let annotations = BTreeMap::from([(annotation::CRL_NUMBER.to_owned(), number.0.to_string())]);
+    let mut annotations =
+        BTreeMap::from([(annotation::CRL_NUMBER.to_owned(), number.0.to_string())]);
+    if scope != Scope::Full {
+        annotations.insert(annotation::CRL_SCOPE.to_owned(), scope.to_string());
+    }
     let mut data = BTreeMap::from([(crl_key::CA.to_owned(), ca_pem.to_owned())]);
     let mut parts = Vec::new();
     let binary_data = if der.len() <= WHOLE_BYTES {
@@ -91,7 +178,8 @@ pub fn render(
         let (start, end) = start.zip(end).unwrap_or_default();
         let slices = cuts.windows(2).map(|cut| &der[cut[0]..cut[1]]);
         let digests: Vec<String> = slices.clone().map(sha256_hex).collect();
-        parts = slices.zip(&digests).map(|(bytes, sha256)| part(key, bytes, sha256)).collect();
+        parts =
+            slices.zip(&digests).map(|(bytes, sha256)| part(key, scope, bytes, sha256)).collect();
         data.insert(crl_key::PARTS.to_owned(), digests.join("\n"));
         data.insert(crl_key::SHA256.to_owned(), sha256_hex(der));
         BTreeMap::from([
@@ -101,7 +189,7 @@ pub fn render(
     };
     let head = ConfigMap {
         metadata: ObjectMeta {
-            name: Some(head_name(key)),
+            name: Some(head_name(key, scope)),
             labels: Some(labels(key, COMPONENT)),
             annotations: Some(annotations),
             ..ObjectMeta::default()
@@ -113,10 +201,10 @@ pub fn render(
     Rendered { head, parts }
 }
 
-fn part(key: &CaKey, bytes: &[u8], sha256: &str) -> ConfigMap {
+fn part(key: &CaKey, scope: Scope, bytes: &[u8], sha256: &str) -> ConfigMap {
     ConfigMap {
         metadata: ObjectMeta {
-            name: Some(part_name(key, sha256)),
+            name: Some(part_name(key, scope, sha256)),
             labels: Some(labels(key, PART_COMPONENT)),
             ..ObjectMeta::default()
         },
@@ -126,15 +214,23 @@ fn part(key: &CaKey, bytes: &[u8], sha256: &str) -> ConfigMap {
     }
 }
 
-/// Is an object a part of a CA's CRLs that can be removed, since none of the CRLs that count names it? A
-/// publisher that died before it wrote the head left such parts.
-pub fn is_unused(key: &CaKey, part: &ObjectMeta, named: &[&[String]], now: Timestamp) -> bool {
+/// Is an object a part of a CA's CRLs of this scope that can be removed, since none of those that count
+/// names it? A publisher that died before it wrote the head left such parts.
+pub fn is_unused(
+    key: &CaKey,
+    scope: Scope,
+    part: &ObjectMeta,
+    named: &[&[String]],
+    now: Timestamp,
+) -> bool {
     let component = part.labels.as_ref().and_then(|labels| labels.get(label::COMPONENT));
     let ours = component.is_some_and(|component| component == PART_COMPONENT)
         && key_of(part).as_ref() == Some(key);
     let created = part.creation_timestamp.as_ref().map(|time| time.0);
     let old = created.is_some_and(|created| now.duration_since(created) > GRACE);
     let name = part.name.as_deref().unwrap_or_default();
+    let digest = name.rsplit('-').next().unwrap_or_default();
+    let ours = ours && name == part_name(key, scope, digest);
     ours && old && !named.iter().copied().flatten().any(|known| known == name)
 }
 
@@ -146,7 +242,8 @@ pub fn part_bytes(config_map: &ConfigMap) -> Option<&[u8]> {
 
 /// Names of the ConfigMaps that hold the parts of a CRL, in their order; none for a small one.
 pub fn part_names(key: &CaKey, head: &ConfigMap) -> Vec<String> {
-    digests(head).map(|sha256| part_name(key, sha256)).collect()
+    let scope = Scope::of(&head.metadata).unwrap_or_default();
+    digests(head).map(|sha256| part_name(key, scope, sha256)).collect()
 }
 
 fn digests(head: &ConfigMap) -> impl Iterator<Item = &str> {
@@ -219,6 +316,7 @@ pub fn assemble<B: AsRef<[u8]>>(
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use proptest::prelude::*;
 
     fn key() -> CaKey {
         CaKey { authority: "staff".into(), generation: 3 }
@@ -230,7 +328,7 @@ mod tests {
     }
 
     fn rendered(der: &[u8], cuts: &[usize]) -> Rendered {
-        render(&key(), "CA\n", der, cuts, CrlNumber(7))
+        render(&key(), Scope::Full, "CA\n", der, cuts, CrlNumber(7))
     }
 
     fn assembled(rendered: &Rendered) -> Result<Vec<u8>, AssembleError> {
@@ -293,14 +391,55 @@ mod tests {
         let now: Timestamp = "2026-05-01T10:00:00Z".parse().unwrap();
         part.creation_timestamp = Some(Time(now - GRACE - SignedDuration::from_secs(1)));
         let name = part.name.clone().unwrap();
-        let unused = |part: &ObjectMeta, named: &[&[String]]| is_unused(&key(), part, named, now);
+        let unused = |part: &ObjectMeta, named: &[&[String]]| {
+            is_unused(&key(), Scope::Full, part, named, now)
+        };
         assert!(unused(&part, &[&[], &["crl-part-staff-3-0".to_owned()]]));
         assert!(!unused(&part, &[&[], &[name]]));
         let fresh = ObjectMeta { creation_timestamp: Some(Time(now - GRACE)), ..part.clone() };
         assert!(!unused(&fresh, &[]));
-        assert!(!is_unused(&CaKey::first("staff"), &part, &[], now), "of another CA");
+        assert!(!is_unused(&CaKey::first("staff"), Scope::Full, &part, &[], now), "of another CA");
+        let shard = Scope::Shard { index: 3, of: 8 };
+        assert!(!is_unused(&key(), shard, &part, &[], now), "of another scope");
         let mut head = rendered(&der, &[]).head.metadata;
         head.creation_timestamp = part.creation_timestamp;
         assert!(!unused(&head, &[]), "not a part");
+    }
+
+    #[test]
+    fn each_scope_has_its_own_path_name_and_annotation() {
+        let mut seen = std::collections::BTreeSet::new();
+        for scope in
+            [Scope::Full, Scope::Delta].into_iter().chain(Scope::shards(2)).chain(Scope::shards(13))
+        {
+            let der = octets(2 * WHOLE_BYTES);
+            let Rendered { head, parts } =
+                render(&key(), scope, "", &der, &[9, der.len()], CrlNumber(1));
+            assert_eq!(Scope::of(&head.metadata), Some(scope));
+            assert_eq!(head.metadata.name, Some(head_name(&key(), scope)));
+            assert_eq!(part_names(&key(), &head), [parts[0].metadata.name.clone().unwrap()]);
+            assert!(seen.insert(head.metadata.name) && seen.insert(Some(scope.path(&key()))));
+            assert!(seen.insert(parts[0].metadata.name.clone()));
+        }
+        let mut head = render(&key(), Scope::Full, "", &[], &[], CrlNumber(1)).head;
+        for text in ["deltas", "shard-1", "shard-2-of-2", "shard-01-of-2", "shard-1-of-+2", "full"]
+        {
+            let noted = (annotation::CRL_SCOPE.to_owned(), text.to_owned());
+            head.metadata.annotations.get_or_insert_default().extend([noted]);
+            assert_eq!(Scope::of(&head.metadata), None, "{text} is not taken for the complete one");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_serial_has_one_shard(octets in proptest::collection::vec(any::<u8>(), 1..21), of in 2u32..65) {
+            if let Ok(serial) = Serial::from_be_bytes(&octets) {
+                let scope = Scope::of_serial(&serial, Some(of));
+                prop_assert_eq!(Scope::shards(of).filter(|shard| *shard == scope).count(), 1);
+                prop_assert_eq!(Scope::of_serial(&serial, None), Scope::Full);
+                let number = serial.as_be_bytes().iter().fold(0, |number, octet| (number * 256 + u64::from(*octet)) % (1 << 32));
+                prop_assert_eq!(scope, Scope::Shard { index: (number % u64::from(of)) as u32, of });
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::canary;
 use super::headroom::SECRET_LIMIT;
 use super::ledger::CaKey;
 use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
-use crate::api::trust::{CrlInForce, Reason, TargetReference, TargetStatus};
+use crate::api::trust::{CrlInForce, ForwardIdentity, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation, object_name};
 use crate::pki::crl::CrlNumber;
@@ -139,6 +139,7 @@ fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) ->
         namespace,
         trust: name,
         mode: world.trust.spec.mode,
+        forward_identity: world.trust.spec.forward_identity,
         authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
         gate_url: world.gate_url,
     }
@@ -385,22 +386,32 @@ fn target_conditions(
         ],
         Ok(()) => {
             let exposure = exposure(world, target);
-            vec![accepted(target), programmed(&exposure), enforced(world, target, &exposure)]
+            vec![
+                accepted(target),
+                programmed(world, target, &exposure),
+                enforced(world, target, &exposure),
+            ]
         }
     }
 }
 
-fn programmed(exposure: &Option<Exposure>) -> Wanted {
-    match exposure {
-        None => Wanted::yes(
-            PROGRAMMED,
-            Reason::Programmed.as_str(),
-            "the data plane's configuration is written",
-        ),
-        Some(Exposure { reason, message }) => {
-            Wanted::no(PROGRAMMED, reason.as_str(), message.clone())
-        }
+fn programmed(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
+    if let Some(Exposure { reason, message }) = exposure {
+        return Wanted::no(PROGRAMMED, reason.as_str(), message.clone());
     }
+    let asks_gate = |plane: &&DataPlane| plane.revocation == Revocation::ViaGate;
+    let plane = target.data_plane.as_ref().ok().copied();
+    if let Some(plane) = plane.filter(|plane| !asks_gate(plane))
+        && world.trust.spec.forward_identity == ForwardIdentity::ClientCert
+    {
+        let message = format!(
+            "spec.forwardIdentity: {} does not ask the gate, from which Client-Cert comes; its backends are told by its own headers, which Native is for",
+            plane.name
+        );
+        return Wanted::no(PROGRAMMED, Reason::IdentityNotForwarded.as_str(), message);
+    }
+    let message = "the data plane's configuration is written";
+    Wanted::yes(PROGRAMMED, Reason::Programmed.as_str(), message)
 }
 
 /// What lets clients past the trust at a target whose configuration is written.
@@ -465,6 +476,7 @@ mod tests {
                     name: "shop".into(),
                 }],
                 mode: Mode::Required,
+                forward_identity: ForwardIdentity::Native,
                 canary: None,
             },
         );
@@ -581,9 +593,19 @@ mod tests {
         assert_eq!(condition(&open, PROGRAMMED), ("False", "PlainHTTP"));
         assert_eq!(condition(&open, REVOCATION_ENFORCED), ("False", "NotProgrammed"));
         let alone = Anchor { bytes: 2 * SECRET_LIMIT, crl: None, ..ANCHOR };
-        let old = told(alone, closed);
+        let old = told(alone, closed.clone());
         assert_eq!(condition(&old, PROGRAMMED), ("True", "Programmed"));
         assert_eq!(condition(&old, REVOCATION_ENFORCED), ("False", "CRLTooLarge"));
+
+        let mut asking = trust.clone();
+        asking.spec.forward_identity = ForwardIdentity::ClientCert;
+        let mut object = ingress();
+        object["spec"] = closed;
+        let mut world = world(&asking, Some(ANCHOR), Some(object), &[]);
+        world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+        let silent = status(&world, &[Ok(())]);
+        assert_eq!(condition(&silent, PROGRAMMED), ("False", "IdentityNotForwarded"));
+        assert_eq!(condition(&silent, REVOCATION_ENFORCED), ("True", "ByCRL"));
     }
 
     #[test]

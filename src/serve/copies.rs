@@ -23,7 +23,7 @@ use super::view::View;
 use crate::api::annotation;
 use crate::api::authority::CaState;
 use crate::plan::authority::labels;
-use crate::plan::publication::{COMPONENT, crl_key, head_name};
+use crate::plan::publication::{COMPONENT, Scope, crl_key, head_name};
 
 /// Ending of a file that is being written.
 const UNFINISHED: &str = "unfinished";
@@ -95,7 +95,7 @@ impl Copies {
 }
 
 fn file_name(one: &Published) -> String {
-    format!("{}.json", head_name(&one.key))
+    format!("{}.json", head_name(&one.key, one.scope))
 }
 
 fn read(path: &Path) -> io::Result<ConfigMap> {
@@ -139,11 +139,14 @@ impl<'a> Copy<'a> {
         if one.removed {
             note(annotation::STATE, CaState::Removed.as_str().to_owned());
         }
+        if one.scope != Scope::Full {
+            note(annotation::CRL_SCOPE, one.scope.to_string());
+        }
         Self {
             api_version: "v1",
             kind: "ConfigMap",
             metadata: ObjectMeta {
-                name: Some(head_name(&one.key)),
+                name: Some(head_name(&one.key, one.scope)),
                 labels: Some(labels(&one.key, COMPONENT)),
                 annotations: Some(annotations),
                 ..ObjectMeta::default()
@@ -159,7 +162,7 @@ mod tests {
     use super::*;
     use crate::pki::CertificateAuthority;
     use crate::pki::authority::tests::{instant, sample};
-    use crate::pki::crl::{CrlNumber, sign};
+    use crate::pki::crl::{CrlNumber, CrlParams, Index, encode, sign};
     use crate::plan::ledger::CaKey;
     use crate::plan::publication::render;
 
@@ -167,11 +170,30 @@ mod tests {
         let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
         let der = sign(ca, CrlNumber(number), this, next, &[]).unwrap();
         let key = CaKey::first(authority);
-        render(&key, &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
+        render(&key, Scope::Full, &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
     }
 
     fn read_back(folder: &Path) -> View {
         Copies::open(folder).unwrap().read().unwrap()
+    }
+
+    #[test]
+    fn a_shard_is_kept_beside_the_complete_one() {
+        let (folder, ca) = (tempfile::tempdir().unwrap(), sample());
+        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
+        let (key, scope) = (CaKey::first("staff"), Scope::Shard { index: 1, of: 4 });
+        let url = format!("http://crl.example.com{}", scope.path(&key));
+        let complete = CrlParams::complete(CrlNumber(7), this, next);
+        let params = CrlParams { distribution_point: Some(&url), ..complete };
+        let der = encode(&ca, &params, &Index::default()).unwrap().der;
+        let shard = render(&key, scope, &ca.certificate_pem(), &der, &[], CrlNumber(7)).head;
+        let view = View::default().with(&published(&ca, "staff", 7)).with(&shard);
+        Copies::open(folder.path()).unwrap().keep(&view).unwrap();
+
+        let found = read_back(folder.path());
+        assert_eq!(found.all().count(), 2);
+        assert_eq!(found.scoped(&key, scope).unwrap().der(), &der);
+        assert_ne!(found.get(&key).unwrap().der(), &der);
     }
 
     fn describe(view: &View) -> Vec<(String, u128, bool, bool)> {

@@ -1,6 +1,6 @@
 //! CRLs over plain HTTP, from memory (RFC 5280 section 4.2.1.13, RFC 2585): `GET` and `HEAD` of
-//! `/crl/<authority>/<generation>.crl` (DER), the same with `.pem`, and `/crl/index.json`. No redirect and
-//! no authentication: a CRL is signed, and whoever fetches one may not be able to do either.
+//! `/crl/<authority>/<generation>.crl` (DER), of its shards, the same with `.pem`, and `/crl/index.json`. No
+//! redirect and no authentication: a CRL is signed, and whoever fetches one may not be able to do either.
 //!
 //! A CRL that has expired is served on, uncacheable. Whether to trust it is the verifier's to decide: one
 //! that goes on without a CRL would otherwise let in everybody whom the old one names.
@@ -54,7 +54,7 @@ mod tests {
     use crate::pki::crl::{CrlNumber, Entry, sign};
     use crate::pki::{Serial, sha256_hex};
     use crate::plan::ledger::CaKey;
-    use crate::plan::publication::render;
+    use crate::plan::publication::{Scope, render};
     use flate2::read::GzDecoder;
     use http_body_util::BodyExt;
     use std::io::Read;
@@ -81,7 +81,7 @@ mod tests {
         let der = sign(ca, CrlNumber(number), instant(THIS), instant(NEXT), &entries).unwrap();
         let key = CaKey::first("staff");
         let pem = ca.certificate_pem();
-        view.with(&render(&key, &pem, &der, &[], CrlNumber(number)).head)
+        view.with(&render(&key, Scope::Full, &pem, &der, &[], CrlNumber(number)).head)
     }
 
     /// A view with a CRL of some kilobytes, compressed.
@@ -258,7 +258,8 @@ mod tests {
         assert_eq!(got.header("cache-control"), "public, max-age=300");
         let der = ask(&view, "GET", PATH, &[]).2;
         let expected = serde_json::json!({"crls": [{
-            "authority": "staff", "generation": 1, "path": PATH, "number": "7",
+            "authority": "staff", "generation": 1, "path": PATH,
+                "scope": "full", "number": "7",
             "sha256": sha256_hex(&der), "thisUpdate": THIS, "nextUpdate": NEXT,
             "entries": 200, "bytes": der.len(),
         }]});

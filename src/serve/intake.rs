@@ -16,13 +16,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::published::Source;
+use super::confirmed::Confirmed;
+use super::published::{Published, Source};
 use super::view::View;
 use crate::cluster::client::Clients;
 use crate::cluster::crls::{self, Seen};
 use crate::metrics::{Metrics, NoLabels, authority as label};
 use crate::plan::authority::key_of;
-use crate::plan::publication::part_names;
+use crate::plan::publication::{Scope, part_names};
 
 /// A part that could not be fetched is asked for again after this time.
 const RETRY: Duration = Duration::from_secs(2);
@@ -30,6 +31,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What the intake works with.
 pub struct Intake {
     view: Arc<ArcSwap<View>>,
+    confirmed: Arc<Confirmed>,
     metrics: Arc<Metrics>,
     api: Api<ConfigMap>,
     changed: Arc<Notify>,
@@ -41,13 +43,14 @@ impl Intake {
     /// `changed` is told of each change of the view.
     pub fn new(
         view: Arc<ArcSwap<View>>,
+        confirmed: Arc<Confirmed>,
         metrics: Arc<Metrics>,
         clients: Clients,
         namespace: &str,
         changed: Arc<Notify>,
     ) -> Self {
         let api = Api::namespaced(clients.call, namespace);
-        Self { view, metrics, api, changed, waiting: BTreeMap::new() }
+        Self { view, confirmed, metrics, api, changed, waiting: BTreeMap::new() }
     }
 
     /// Works until the watch ends. `ready` turns true when every published CRL is in memory.
@@ -61,7 +64,9 @@ impl Intake {
                     let Some(event) = event else { return };
                     listed |= matches!(event, Seen::Listed(_));
                     self.handle(event).await;
-                    self.metrics.crl_watch.get_or_create(&NoLabels {}).set(Timestamp::now().as_second());
+                    if listed && self.waiting.is_empty() {
+                        self.confirmed.confirm(Timestamp::now(), &self.metrics);
+                    }
                 }
                 () = tokio::time::sleep_until(retry), if !self.waiting.is_empty() => {
                     for (_, head) in std::mem::take(&mut self.waiting) {
@@ -119,8 +124,9 @@ impl Intake {
     /// The parts that the CRL in service does not have, by name.
     async fn fetch(&self, view: &View, head: &ConfigMap) -> Result<HashMap<String, Bytes>, String> {
         let mut fetched = HashMap::new();
-        let Some(key) = key_of(&head.metadata) else { return Ok(fetched) };
-        let known = view.get(&key);
+        let slot = key_of(&head.metadata).zip(Scope::of(&head.metadata));
+        let Some((key, scope)) = slot else { return Ok(fetched) };
+        let known = view.scoped(&key, scope);
         for name in part_names(&key, head) {
             if known.is_some_and(|known| known.part(&name).is_some()) {
                 continue;
@@ -145,13 +151,14 @@ impl Intake {
         });
     }
 
-    /// Of the CRLs of an authority the oldest counts; one of a CA that nobody trusts any more does
+    /// Of the complete CRLs of an authority the oldest counts; one of a CA that nobody trusts any more does
     /// not.
     fn measure(&self, view: &View) {
         let metrics = &self.metrics;
         metrics.crl_served_this_update.clear();
         metrics.crl_served_next_update.clear();
-        for one in view.all().filter(|one| !one.removed) {
+        let in_force = |one: &&Arc<Published>| one.scope == Scope::Full && !one.removed;
+        for one in view.all().filter(in_force) {
             let label = label(&one.key.authority);
             let oldest = |family: &Family<_, Gauge>, time: Timestamp| {
                 let gauge = family.get_or_create(&label);

@@ -1,6 +1,7 @@
 //! What is served over HTTP: health and metrics by every process; CRLs and the gate by the server.
 
 mod conditional;
+pub mod confirmed;
 mod copies;
 pub mod crl;
 mod document;
@@ -10,6 +11,7 @@ mod intake;
 pub mod listener;
 pub mod published;
 pub mod run;
+mod verified;
 pub mod view;
 
 use jiff::Timestamp;

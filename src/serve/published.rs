@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use rustls_pki_types::CertificateDer;
 
 use super::document::Document;
+use super::verified::Verified;
 use crate::api::annotation;
 use crate::api::authority::CaState;
 use crate::pki::crl::signed::{Revoked, read_signed};
@@ -19,7 +20,7 @@ use crate::pki::inspect::{certificates, inspect};
 use crate::pki::{Serial, certificate_pem};
 use crate::plan::authority::key_of;
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{AssembleError, assemble, crl_key, part_names};
+use crate::plan::publication::{AssembleError, Scope, assemble, crl_key, part_names};
 
 /// The media type of RFC 2585 section 4.2.
 const DER: &str = "application/pkix-crl";
@@ -31,6 +32,8 @@ const PEM: &str = "application/x-pem-file";
 pub struct Published {
     /// Which CA.
     pub key: CaKey,
+    /// Of which certificates it speaks.
+    pub scope: Scope,
     /// The CA's certificate.
     pub ca: CertificateDer<'static>,
     /// Issuer Name of its certificates and CRLs, DER.
@@ -47,6 +50,8 @@ pub struct Published {
     pub revoked: Revoked,
     /// Who signed the CA: issuer Name, key identifier, and the CA's serial number on that one's CRL.
     pub above: (Vec<u8>, Vec<u8>, Serial),
+    /// The CA's certificates that were verified before; with the next CRL too.
+    pub verified: Arc<Verified>,
     /// Does nobody trust the CA any more?
     pub removed: bool,
     /// Is it known from the disk alone?
@@ -76,6 +81,7 @@ impl Published {
         source: Source,
     ) -> Result<Self, String> {
         let key = key_of(&head.metadata).ok_or("its labels name no CA")?;
+        let scope = Scope::of(&head.metadata).ok_or("its scope is not known to this version")?;
         let pem = head.data.as_ref().and_then(|data| data.get(crl_key::CA));
         let ca = certificates(pem.ok_or("it holds no CA certificate")?.as_bytes())
             .map_err(|error| error.to_string())?
@@ -85,15 +91,23 @@ impl Published {
         let (der, parts) =
             put_together(&key, head, fetched, known).map_err(|error| error.to_string())?;
         let crl = read_signed(der, &ca).map_err(|error| error.to_string())?;
-        if !crl.is_complete {
-            return Err("it does not speak of every certificate of its CA".to_owned());
+        let point = crl.distribution_point;
+        let good = match scope {
+            Scope::Full => crl.is_complete,
+            Scope::Delta => crl.base.is_some(),
+            Scope::Shard { .. } => point.is_some_and(|url| url.ends_with(&scope.path(&key))),
+        };
+        if !good {
+            return Err(format!("it does not speak of the certificates of its scope, {scope}"));
         }
         // Validators of the same second can't tell two CRLs apart (RFC 9110 section 8.8.2.2).
         let told_by_date = known
             .is_none_or(|known| known.number == crl.number || known.this_update < crl.this_update);
+        let before = known.filter(|known| known.ca == ca).map(|known| known.verified.clone());
         let modified = told_by_date.then_some(crl.this_update);
         Ok(Self {
             key,
+            scope,
             ca,
             issuer_der: crl.issuer_der,
             key_id: crl.authority_key_id,
@@ -102,6 +116,7 @@ impl Published {
             next_update: crl.next_update,
             revoked: crl.revoked,
             above: (facts.issuer_der, facts.authority_key_id, facts.serial),
+            verified: before.unwrap_or_default(),
             removed: state.is_some_and(|state| state == CaState::Removed.as_str()),
             from_disk: source == Source::Disk,
             document: Arc::new(Document::new(crl.der, DER, modified, Some(crl.next_update))),

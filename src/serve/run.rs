@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use super::confirmed::Confirmed;
 use super::copies::Copies;
 use super::gate::{self, Gate};
 use super::health::until;
@@ -22,6 +23,7 @@ use super::view::View;
 use crate::cluster::client::Clients;
 use crate::cluster::crls;
 use crate::metrics::Metrics;
+use crate::plan::publication::Scope;
 
 /// A copy that could not be written is tried again after this time.
 const COPY_RETRY: Duration = Duration::from_secs(30);
@@ -35,6 +37,8 @@ pub struct Config {
     pub crl_listen: SocketAddr,
     /// Where the gate answers, plain HTTP.
     pub gate_listen: SocketAddr,
+    /// For so long the gate answers by CRLs of which the cluster does not say that they are still the ones.
+    pub gate_max_staleness: SignedDuration,
     /// Folder for copies of the last good CRLs.
     pub crl_cache: Option<PathBuf>,
 }
@@ -69,24 +73,40 @@ pub async fn run(
     let gate_listener = bind(config.gate_listen).await?;
 
     let view = Arc::new(ArcSwap::from_pointee(View::default()));
+    let confirmed = Arc::new(Confirmed::default());
     let changed = Arc::new(Notify::new());
     if let Some(folder) = config.crl_cache {
         let copies = open(&folder).map_err(|error| RunError::Cache(folder, error))?;
         let (copies, found) = copies;
         let now = Timestamp::now();
-        let valid = found.all().filter(|one| one.next_update > now).count();
+        // Without a complete one the gate lets nobody in.
+        let complete = found.all().filter(|one| one.scope == Scope::Full);
+        let valid = complete.filter(|one| one.next_update > now).count();
         info!(copies = found.all().count(), valid, "read the copies of the last good CRLs");
         ready.send_replace(valid > 0);
+        confirmed.by_copies(&found, &metrics);
         view.store(Arc::new(found));
         tokio::spawn(keep_copies(copies, view.clone(), changed.clone()));
     }
 
     let (seen, events) = mpsc::channel(16);
     let watching = tokio::spawn(crls::watch(clients.clone(), config.namespace.clone(), seen));
-    let intake = Intake::new(view.clone(), metrics.clone(), clients, &config.namespace, changed);
+    let intake = Intake::new(
+        view.clone(),
+        confirmed.clone(),
+        metrics.clone(),
+        clients,
+        &config.namespace,
+        changed,
+    );
     let taking_in = tokio::spawn(intake.run(events, ready));
 
-    let gate = gate::router(Gate { view: view.clone(), metrics: metrics.clone() });
+    let gate = gate::router(Gate {
+        view: view.clone(),
+        confirmed,
+        max_staleness: config.gate_max_staleness,
+        metrics: metrics.clone(),
+    });
     let gate = axum::serve(gate_listener, gate).with_graceful_shutdown(until(shutdown.clone()));
     let crl = listener::serve(crl_listener, view, metrics, shutdown);
     let (served, ()) = tokio::join!(async { gate.await }, crl);

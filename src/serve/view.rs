@@ -13,14 +13,14 @@ use super::document::Document;
 use super::published::{Published, Source};
 use crate::plan::authority::key_of;
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{head_name, path};
+use crate::plan::publication::{Scope, head_name};
 
 /// Path of the list of CRLs.
 const INDEX: &str = "/crl/index.json";
 
 /// Every CRL. A change makes another view.
 pub struct View {
-    by_key: BTreeMap<CaKey, Arc<Published>>,
+    by_key: BTreeMap<(CaKey, Scope), Arc<Published>>,
     by_path: HashMap<String, File>,
 }
 
@@ -47,6 +47,8 @@ struct Listed<'a> {
     authority: &'a str,
     generation: u32,
     path: String,
+    // `full`, or which shard.
+    scope: String,
     // Too large for the numbers of most JSON readers.
     number: String,
     sha256: &'a str,
@@ -63,11 +65,11 @@ impl Default for View {
 }
 
 impl View {
-    fn of(by_key: BTreeMap<CaKey, Arc<Published>>) -> Self {
+    fn of(by_key: BTreeMap<(CaKey, Scope), Arc<Published>>) -> Self {
         let mut by_path =
             HashMap::from([(INDEX.to_owned(), File::Index(Box::new(index(by_key.values()))))]);
-        for (key, published) in &by_key {
-            let path = path(key);
+        for ((key, scope), published) in &by_key {
+            let path = scope.path(key);
             let pem = path.strip_suffix(".crl").map(|stem| format!("{stem}.pem"));
             by_path.extend(pem.map(|pem| (pem, File::Pem(published.clone()))));
             by_path.insert(path, File::Der(published.clone()));
@@ -75,9 +77,14 @@ impl View {
         Self { by_key, by_path }
     }
 
-    /// The CRL of a CA.
+    /// The complete CRL of a CA.
     pub fn get(&self, key: &CaKey) -> Option<&Arc<Published>> {
-        self.by_key.get(key)
+        self.scoped(key, Scope::Full)
+    }
+
+    /// A CRL of a CA.
+    pub fn scoped(&self, key: &CaKey, scope: Scope) -> Option<&Arc<Published>> {
+        self.by_key.get(&(key.clone(), scope))
     }
 
     /// What is at a path.
@@ -90,9 +97,9 @@ impl View {
         self.by_key.values()
     }
 
-    /// The CRLs of all CAs of an authority.
+    /// The complete CRLs of all CAs of an authority: any other does not say who is not revoked.
     pub fn of_authority<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Arc<Published>> {
-        self.all().filter(move |one| &*one.key.authority == name)
+        self.all().filter(move |one| &*one.key.authority == name && one.scope == Scope::Full)
     }
 
     /// The view with one ConfigMap taken in. One that can't be read changes nothing: the last good
@@ -110,15 +117,17 @@ impl View {
         source: Source,
     ) -> Self {
         let mut by_key = self.by_key.clone();
-        let known = key_of(&head.metadata).and_then(|key| by_key.get(&key)).cloned();
+        let slot = key_of(&head.metadata).zip(Scope::of(&head.metadata));
+        let known = slot.and_then(|slot| by_key.get(&slot)).cloned();
         match Published::read(head, fetched, known.as_deref(), source) {
             Ok(published) => {
                 if let Some(published) = succeed(known.as_deref(), published) {
                     info!(
-                        ca = %published.key, number = published.number.0,
+                        ca = %published.key, scope = %published.scope, number = published.number.0,
                         entries = published.revoked.len(), ?source, "took in a CRL"
                     );
-                    by_key.insert(published.key.clone(), Arc::new(published));
+                    let slot = (published.key.clone(), published.scope);
+                    by_key.insert(slot, Arc::new(published));
                 }
             }
             Err(why) => {
@@ -131,8 +140,8 @@ impl View {
     /// The view without the CRL of a ConfigMap that is gone.
     pub fn without(&self, head: &ConfigMap) -> Self {
         let mut by_key = self.by_key.clone();
-        if let Some(key) = key_of(&head.metadata) {
-            by_key.remove(&key);
+        if let Some(slot) = key_of(&head.metadata).zip(Scope::of(&head.metadata)) {
+            by_key.remove(&slot);
         }
         Self::of(by_key)
     }
@@ -140,8 +149,8 @@ impl View {
     /// The view with nothing but what the ConfigMaps of these names publish.
     pub fn only(&self, names: &BTreeSet<String>) -> Self {
         let mut by_key = self.by_key.clone();
-        by_key.retain(|key, _| {
-            let name = head_name(key);
+        by_key.retain(|(key, scope), _| {
+            let name = head_name(key, *scope);
             let kept = names.contains(&name);
             if !kept {
                 warn!(name, "a CRL is not published any more");
@@ -176,7 +185,8 @@ fn index<'a>(all: impl Iterator<Item = &'a Arc<Published>>) -> Document {
     let listed = all.map(|one| Listed {
         authority: &one.key.authority,
         generation: one.key.generation,
-        path: path(&one.key),
+        path: one.scope.path(&one.key),
+        scope: one.scope.to_string(),
         number: one.number.0.to_string(),
         sha256: one.document().sha256(),
         this_update: one.this_update.to_string(),
@@ -199,7 +209,7 @@ mod tests {
     use crate::pki::CertificateAuthority;
     use crate::pki::Serial;
     use crate::pki::authority::tests::{instant, sample};
-    use crate::pki::crl::{CrlNumber, Entry, sign};
+    use crate::pki::crl::{self, CrlNumber, Entry, sign};
     use crate::plan::publication::{Rendered, crl_key, part_bytes, render};
 
     fn key() -> CaKey {
@@ -216,14 +226,21 @@ mod tests {
 
     fn published(ca: &CertificateAuthority, number: u128) -> ConfigMap {
         let der = signed(ca, number, 1);
-        render(&key(), &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
+        render(&key(), Scope::Full, &ca.certificate_pem(), &der, &[], CrlNumber(number)).head
+    }
+
+    fn shard(ca: &CertificateAuthority, url: &str) -> Vec<u8> {
+        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
+        let complete = crl::CrlParams::complete(CrlNumber(7), this, next);
+        let params = crl::CrlParams { distribution_point: Some(url), ..complete };
+        crl::encode(ca, &params, &crl::Index::default()).unwrap().der
     }
 
     fn large(ca: &CertificateAuthority, number: u128, entries: usize) -> Rendered {
         let der = signed(ca, number, entries);
         let mut cuts: Vec<usize> = (200..der.len() - 200).step_by(400_000).collect();
         cuts.push(der.len() - 200);
-        render(&key(), &ca.certificate_pem(), &der, &cuts, CrlNumber(number))
+        render(&key(), Scope::Full, &ca.certificate_pem(), &der, &cuts, CrlNumber(number))
     }
 
     fn by_name(parts: &[ConfigMap]) -> HashMap<String, Bytes> {
@@ -312,11 +329,39 @@ mod tests {
     }
 
     #[test]
-    fn a_crl_of_some_certificates_alone_is_not_taken_in() {
+    fn only_a_complete_crl_is_for_the_gate() {
         let ca = sample();
-        let der = crate::pki::crl::signed::tests::delta(&ca);
-        let delta = render(&key(), &ca.certificate_pem(), &der, &[], CrlNumber(8)).head;
-        assert_eq!(number(&View::default().with(&delta)), None);
-        assert_eq!(number(&View::default().with(&published(&ca, 7)).with(&delta)), Some(7));
+        let pem = ca.certificate_pem();
+        let scope = Scope::Shard { index: 1, of: 4 };
+        let head = |der: &[u8], scope| render(&key(), scope, &pem, der, &[], CrlNumber(7)).head;
+        let url = |path: &str| format!("http://crl.example.com{path}");
+        let der = shard(&ca, &url("/crl/staff/1/1-of-4.crl"));
+        let view = View::default().with(&head(&der, scope));
+        assert!(view.file("/crl/staff/1/1-of-4.crl").is_some());
+        assert!(view.file("/crl/staff/1/1-of-4.pem").is_some());
+        assert!(view.file("/crl/staff/1.crl").is_none());
+        assert_eq!((view.get(&key()).is_none(), view.of_authority("staff").count()), (true, 0));
+        let Some(File::Index(list)) = view.file(INDEX) else { panic!("a list") };
+        let list = String::from_utf8(list.body().to_vec()).unwrap();
+        assert!(list.contains("\"scope\":\"shard-1-of-4\""), "{list}");
+        let both = view.with(&published(&ca, 8));
+        assert_eq!((both.all().count(), both.of_authority("staff").count()), (2, 1));
+        assert_eq!(both.without(&head(&der, scope)).all().count(), 1);
+
+        // What a CRL speaks of must be what its place says.
+        let delta = crate::pki::crl::signed::tests::delta(&ca);
+        let other = shard(&ca, &url("/crl/staff/1/2-of-4.crl"));
+        for (der, scope) in [
+            (&der, Scope::Full),
+            (&delta, Scope::Full),
+            (&delta, scope),
+            (&other, scope),
+            (&signed(&ca, 9, 1), scope),
+        ] {
+            assert_eq!(View::default().with(&head(der, scope)).all().count(), 0, "{scope}");
+            let kept = both.with(&head(der, scope));
+            let numbers: Vec<u128> = kept.all().map(|one| one.number.0).collect();
+            assert_eq!(numbers, [8, 7], "{scope}");
+        }
     }
 }

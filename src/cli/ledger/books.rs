@@ -16,7 +16,7 @@ use crate::pki::inspect::certificates;
 use crate::plan::authority::{key_of, secret_key, text_of};
 use crate::plan::ledger::segment::{Chain, Segment, book, chain};
 use crate::plan::ledger::{CaKey, Ledger};
-use crate::plan::publication::{self, assemble, crl_key, part_bytes, part_names};
+use crate::plan::publication::{self, Scope, assemble, crl_key, part_bytes, part_names};
 
 /// The ledger of one CA as it stands in the cluster.
 pub(super) struct Book {
@@ -110,14 +110,15 @@ async fn published(client: &Client, namespace: &str) -> Result<BTreeMap<CaKey, P
     Ok(published)
 }
 
-/// The ConfigMaps of the CRLs.
+/// The ConfigMaps of the complete CRLs.
 async fn heads(client: &Client, namespace: &str) -> Result<BTreeMap<CaKey, ConfigMap>, String> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let labels = format!("{}={}", label::COMPONENT, publication::COMPONENT);
     let list = api.list(&ListParams::default().labels(&labels)).await;
     let list = list.map_err(|error| format!("failed to list the CRLs: {}", causes(&error)))?;
-    let key = |head: ConfigMap| Some((key_of(&head.metadata)?, head));
-    Ok(list.items.into_iter().filter_map(key).collect())
+    let complete = |head: &ConfigMap| Scope::of(&head.metadata) == Some(Scope::Full);
+    let heads = list.items.into_iter().filter(complete);
+    Ok(heads.filter_map(|head| Some((key_of(&head.metadata)?, head))).collect())
 }
 
 /// A CRL, DER.

@@ -1,9 +1,14 @@
 //! A CRL as bytes: header, entries, extensions and one signature, written into one buffer.
 
-use super::frame::{ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER};
-use super::{CrlError, CrlParams, Entry, Index};
+use super::frame::{
+    ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER, ID_CE_DELTA_CRL_INDICATOR,
+    ID_CE_FRESHEST_CRL, ID_CE_ISSUING_DISTRIBUTION_POINT,
+};
+use super::{CrlError, CrlNumber, CrlParams, Entry, Index};
 use crate::pki::CertificateAuthority;
-use crate::pki::der::{self, BIT_STRING, ENUMERATED, INTEGER, OCTET_STRING, OID, SEQUENCE};
+use crate::pki::der::{
+    self, BIT_STRING, BOOLEAN, ENUMERATED, INTEGER, OCTET_STRING, OID, SEQUENCE,
+};
 
 /// The header of an outermost SEQUENCE has at most so many octets below 4 GiB.
 const LONGEST_HEADER: usize = 6;
@@ -24,7 +29,7 @@ pub struct Encoded {
 /// Encodes and signs.
 pub fn encode(
     authority: &CertificateAuthority,
-    params: &CrlParams,
+    params: &CrlParams<'_>,
     index: &Index,
 ) -> Result<Encoded, CrlError> {
     let signer = authority.signer();
@@ -104,19 +109,42 @@ fn allowed(reason: Option<u8>) -> Option<u8> {
     reason.filter(|code| super::REASONS.contains(code))
 }
 
-fn extensions(key_id: &[u8], params: &CrlParams) -> Vec<u8> {
+fn extensions(key_id: &[u8], params: &CrlParams<'_>) -> Vec<u8> {
     // AuthorityKeyIdentifier ::= SEQUENCE { keyIdentifier [0] IMPLICIT OCTET STRING }
     let key_identifier = der::tlv(SEQUENCE, &der::tlv(0x80, key_id));
-    let mut number = Vec::new();
-    der::unsigned(&mut number, &params.number.0.to_be_bytes());
-    let mut out = extension(ID_CE_AUTHORITY_KEY_IDENTIFIER, &key_identifier);
-    out.extend(extension(ID_CE_CRL_NUMBER, &number));
+    let integer = |number: CrlNumber| {
+        let mut integer = Vec::new();
+        der::unsigned(&mut integer, &number.0.to_be_bytes());
+        integer
+    };
+    let mut out = extension(ID_CE_AUTHORITY_KEY_IDENTIFIER, false, &key_identifier);
+    out.extend(extension(ID_CE_CRL_NUMBER, false, &integer(params.number)));
+    if let Some(base) = params.base {
+        out.extend(extension(ID_CE_DELTA_CRL_INDICATOR, true, &integer(base)));
+    }
+    if let Some(url) = params.distribution_point {
+        // Without onlyContainsUserCerts, over which verifiers stumble.
+        out.extend(extension(ID_CE_ISSUING_DISTRIBUTION_POINT, true, &point(url)));
+    }
+    if let Some(url) = params.freshest {
+        // FreshestCRL ::= SEQUENCE OF DistributionPoint
+        out.extend(extension(ID_CE_FRESHEST_CRL, false, &der::tlv(SEQUENCE, &point(url))));
+    }
     out
 }
 
-/// One that is not critical.
-fn extension(oid: &[u8], content: &[u8]) -> Vec<u8> {
+/// What IssuingDistributionPoint and DistributionPoint are when they hold nothing but a URL: SEQUENCE {
+/// distributionPoint [0] { fullName [0] GeneralNames { uniformResourceIdentifier [6] } } }
+fn point(url: &str) -> Vec<u8> {
+    let full_name = der::tlv(0xa0, &der::tlv(0x86, url.as_bytes()));
+    der::tlv(SEQUENCE, &der::tlv(0xa0, &full_name))
+}
+
+fn extension(oid: &[u8], critical: bool, content: &[u8]) -> Vec<u8> {
     let mut body = der::tlv(OID, oid);
+    if critical {
+        der::value(&mut body, BOOLEAN, &[0xff]);
+    }
     der::value(&mut body, OCTET_STRING, content);
     der::tlv(SEQUENCE, &body)
 }

@@ -14,7 +14,10 @@ use crate::pki::der::{
 
 pub(super) const ID_CE_CRL_NUMBER: &[u8] = &[0x55, 0x1d, 0x14];
 pub(super) const ID_CE_CRL_REASONS: &[u8] = &[0x55, 0x1d, 0x15];
+pub(super) const ID_CE_DELTA_CRL_INDICATOR: &[u8] = &[0x55, 0x1d, 0x1b];
+pub(super) const ID_CE_ISSUING_DISTRIBUTION_POINT: &[u8] = &[0x55, 0x1d, 0x1c];
 pub(super) const ID_CE_AUTHORITY_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1d, 0x23];
+pub(super) const ID_CE_FRESHEST_CRL: &[u8] = &[0x55, 0x1d, 0x2e];
 
 /// The fields of a CRL; each one with its header, unless said otherwise.
 pub(super) struct Frame<'a> {
@@ -102,6 +105,21 @@ impl<'a> Frame<'a> {
     pub(super) fn number(&self) -> Option<CrlNumber> {
         let value = self.extension(ID_CE_CRL_NUMBER)?.value;
         integer(value).map(CrlNumber)
+    }
+
+    /// deltaCRLIndicator.
+    pub(super) fn base(&self) -> Option<CrlNumber> {
+        integer(self.extension(ID_CE_DELTA_CRL_INDICATOR)?.value).map(CrlNumber)
+    }
+
+    /// The URL in issuingDistributionPoint.
+    pub(super) fn distribution_point(&self) -> Option<&'a [u8]> {
+        one_url(self.extension(ID_CE_ISSUING_DISTRIBUTION_POINT)?.value)
+    }
+
+    /// The URL in freshestCRL.
+    pub(super) fn freshest(&self) -> Option<&'a [u8]> {
+        one_url(der::read(self.extension(ID_CE_FRESHEST_CRL)?.value, SEQUENCE)?)
     }
 
     /// The key identifier in authorityKeyIdentifier.
@@ -214,6 +232,15 @@ pub(super) fn integer(value: &[u8]) -> Option<u128> {
     };
     (digits.len() <= 16)
         .then(|| digits.iter().fold(0, |number, octet| number << 8 | u128::from(*octet)))
+}
+
+/// The one http URL of an IssuingDistributionPoint, or a DistributionPoint, that says nothing but a fullName
+/// with one URI.
+pub(super) fn one_url(value: &[u8]) -> Option<&[u8]> {
+    let [name] = der::parts(value, SEQUENCE)?;
+    let [full_name] = der::parts(name, 0xa0)?;
+    let [uri] = der::parts(full_name, 0xa0)?;
+    der::read(uri, 0x86).filter(|uri| uri.starts_with(b"http://"))
 }
 
 /// Reads a Time in one of the two forms that RFC 5280 section 4.1.2.5 allows: whole seconds, Z.

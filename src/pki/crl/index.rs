@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::encode::{encode_entry, entry_length};
 use super::{Entry, Serial};
+use crate::pki::sha256_hex;
 
 /// No chunk is larger. It stands in one ConfigMap, whose bytes the API takes in base64.
 pub const CHUNK_BYTES: usize = 512 * 1024;
@@ -211,6 +212,38 @@ impl Index {
         let mut joined = Vec::with_capacity(chunks.len());
         join(Node::ROOT, &chunks, &mut joined);
         self.replace(joined);
+    }
+
+    /// The serials, in their order.
+    pub fn serials(&self) -> impl Iterator<Item = Serial> {
+        self.encoded().map(|(serial, _)| serial)
+    }
+
+    /// Each serial, and its entry.
+    fn encoded(&self) -> impl Iterator<Item = (Serial, &[u8])> {
+        self.chunks().flat_map(|mut rest| {
+            std::iter::from_fn(move || {
+                let (octets, next) = split_entry(rest)?;
+                let entry = &rest[..rest.len() - next.len()];
+                rest = next;
+                Some((Serial::from_be_bytes(octets).ok()?, entry))
+            })
+        })
+    }
+
+    /// The entries in so many indexes, each in the one that `place` says of its serial, counted from 0.
+    pub fn partition(&self, count: usize, place: impl Fn(&Serial) -> usize) -> Vec<Self> {
+        let mut parts = vec![Vec::new(); count];
+        for (serial, entry) in self.encoded() {
+            parts[place(&serial)].extend_from_slice(entry);
+        }
+        let index = |der: Vec<u8>| Self::of_der(&der).expect("sorted entries of an index are");
+        parts.into_iter().map(index).collect()
+    }
+
+    /// SHA-256 over the encoded entries, lower-case hex.
+    pub fn sha256(&self) -> String {
+        sha256_hex(&self.chunks().collect::<Vec<_>>().concat())
     }
 
     fn replace(&mut self, chunks: Vec<Chunk>) {
@@ -439,14 +472,7 @@ mod tests {
     }
 
     fn serials_of(index: &Index) -> Vec<Serial> {
-        let mut serials = Vec::new();
-        for mut rest in index.chunks() {
-            while let Some((serial, next)) = split_entry(rest) {
-                serials.push(Serial::from_be_bytes(serial).unwrap());
-                rest = next;
-            }
-        }
-        serials
+        index.serials().collect()
     }
 
     proptest! {
@@ -465,6 +491,24 @@ mod tests {
             prop_assert_eq!(&serials_of(&whole), &serials);
             grown.remove(&serials);
             prop_assert!(grown.is_empty());
+        }
+
+        #[test]
+        fn parts_hold_each_entry_once_in_its_place(serials in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..20), 0..40), count in 1usize..9) {
+            let entries: Vec<Entry> = serials.iter().filter_map(|s| Serial::from_be_bytes(s).ok()).map(|s| entry(s.as_be_bytes())).collect();
+            let whole = Index::of(&entries);
+            let place = |serial: &Serial| usize::from(*serial.as_be_bytes().last().unwrap()) % count;
+            let parts = whole.partition(count, place);
+            prop_assert_eq!(parts.len(), count);
+            let mut again = Vec::new();
+            for (at, part) in parts.iter().enumerate() {
+                let of_part: Vec<Entry> = entries.iter().filter(|entry| place(&entry.serial) == at).copied().collect();
+                prop_assert_eq!(bodies(part).concat(), bodies(&Index::of(&of_part)).concat());
+                prop_assert_eq!(part.sha256() == whole.sha256(), part.len() == whole.len());
+                again.extend(serials_of(part));
+            }
+            again.sort_unstable();
+            prop_assert_eq!(again, serials_of(&whole));
         }
 
         #[test]

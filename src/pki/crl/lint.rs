@@ -2,7 +2,10 @@
 //! public CAs add. Every CRL passes it before anyone sees it. One pass over the entries, nothing is
 //! copied.
 
-use super::frame::{self, Frame, ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER, RawEntry};
+use super::frame::{
+    self, Frame, ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER, ID_CE_DELTA_CRL_INDICATOR,
+    ID_CE_FRESHEST_CRL, ID_CE_ISSUING_DISTRIBUTION_POINT, RawEntry,
+};
 use super::{CrlError, REASONS};
 use crate::pki::authority::CaFacts;
 use crate::pki::der::{self, GENERALIZED_TIME, INTEGER, SEQUENCE, UTC_TIME};
@@ -56,6 +59,9 @@ pub const RULES: &[Rule] = &[
     rule("extensions", "RFC 5280 section 5.2", extensions),
     rule("authority_key_identifier", "RFC 5280 section 5.2.1", authority_key_identifier),
     rule("crl_number", "RFC 5280 section 5.2.3", crl_number),
+    rule("delta_crl_indicator", "RFC 5280 section 5.2.4", delta_crl_indicator),
+    rule("issuing_distribution_point", "RFC 5280 section 5.2.5", issuing_distribution_point),
+    rule("freshest_crl", "RFC 5280 section 5.2.6", freshest_crl),
 ];
 
 /// Does a CRL keep every rule? The signature itself is not looked at: [`super::verify()`] does that.
@@ -163,13 +169,22 @@ fn good_serial(entry: &RawEntry<'_>) -> Result<Serial, String> {
 /// Nothing that a verifier may not know, each once, and none critical: a critical one would say that the
 /// CRL speaks of some certificates alone (RFC 5280 sections 5.2.4 and 5.2.5).
 fn extensions(crl: &Crl<'_>) -> Check {
-    let known = [ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_CRL_NUMBER];
+    let known = [
+        (ID_CE_AUTHORITY_KEY_IDENTIFIER, false),
+        (ID_CE_CRL_NUMBER, false),
+        (ID_CE_DELTA_CRL_INDICATOR, true),
+        (ID_CE_ISSUING_DISTRIBUTION_POINT, true),
+        (ID_CE_FRESHEST_CRL, false),
+    ];
     for extension in &crl.frame.extensions {
         let oid = extension.oid;
         let times = crl.frame.extensions.iter().filter(|other| other.oid == oid).count();
         require(times == 1, || format!("extension {} is there {times} times", hex(oid)))?;
-        require(known.contains(&oid), || format!("extension {} has no place here", hex(oid)))?;
-        require(!extension.critical, || format!("extension {} must not be critical", hex(oid)))?;
+        let rule = known.iter().find(|(known, _)| *known == oid);
+        let critical = rule.ok_or_else(|| format!("extension {} has no place here", hex(oid)))?.1;
+        require(extension.critical == critical, || {
+            format!("extension {} must {}be critical", hex(oid), if critical { "" } else { "not " })
+        })?;
     }
     Ok(())
 }
@@ -191,6 +206,37 @@ fn crl_number(crl: &Crl<'_>) -> Check {
         .ok_or_else(|| format!("{} is not a number below 2^128 that is not negative", hex(value)))
 }
 
+fn delta_crl_indicator(crl: &Crl<'_>) -> Check {
+    let Some(extension) = crl.frame.extension(ID_CE_DELTA_CRL_INDICATOR) else { return Ok(()) };
+    let base = frame::integer(extension.value).ok_or("the base number can't be read")?;
+    let number = crl.frame.number().map(|number| number.0);
+    require(number.is_some_and(|number| base < number), || "the base is not older".to_owned())?;
+    // Only the complete CRL has one.
+    let shard = crl.frame.extension(ID_CE_ISSUING_DISTRIBUTION_POINT);
+    require(shard.is_none(), || "there is an issuingDistributionPoint beside it".to_owned())
+}
+
+/// One URL, as the distribution point of the certificates has it, and no onlyContains...: verifiers
+/// stumble over those.
+fn issuing_distribution_point(crl: &Crl<'_>) -> Check {
+    let extension = crl.frame.extension(ID_CE_ISSUING_DISTRIBUTION_POINT);
+    let Some(extension) = extension else { return Ok(()) };
+    frame::one_url(extension.value)
+        .map(drop)
+        .ok_or_else(|| "it is not one http:// URL and nothing else".to_owned())
+}
+
+/// One URL, in a complete CRL alone.
+fn freshest_crl(crl: &Crl<'_>) -> Check {
+    if crl.frame.extension(ID_CE_FRESHEST_CRL).is_none() {
+        return Ok(());
+    }
+    require(crl.frame.extensions.iter().all(|extension| !extension.critical), || {
+        "it stands in a CRL that is not complete".to_owned()
+    })?;
+    crl.frame.freshest().map(drop).ok_or_else(|| "it is not one http:// URL".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +245,9 @@ mod tests {
     use crate::pki::crl::{CrlNumber, CrlParams, Entry, Index, encode};
     use crate::pki::der::{BIT_STRING, ENUMERATED, OCTET_STRING, OID};
 
-    fn encoded(authority: &CertificateAuthority, number: CrlNumber) -> Vec<u8> {
+    const URL: &str = "http://crl.example.com/crl/staff/1/0-of-4.crl";
+
+    fn encoded(authority: &CertificateAuthority, change: fn(&mut CrlParams<'_>)) -> Vec<u8> {
         let serials = ["0a", "ff00", "7f".repeat(20).as_str()].map(|s| s.parse().unwrap());
         let dates = ["2026-05-01T10:00:00Z", "2049-12-31T23:59:59Z", "2050-01-01T00:00:00Z"];
         let entries = [0, 1, 2].map(|at| Entry {
@@ -208,15 +256,24 @@ mod tests {
             reason: [None, Some(1), Some(9)][at],
         });
         let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
-        let params = CrlParams { number, this_update: this, next_update: next };
+        let mut params = CrlParams::complete(CrlNumber(7), this, next);
+        change(&mut params);
         encode(authority, &params, &Index::of(&entries)).unwrap().der
     }
 
     #[test]
     fn what_is_encoded_keeps_every_rule() {
         let authority = sample();
-        for number in [0, 7, 0x80, u128::MAX] {
-            lint(&encoded(&authority, CrlNumber(number)), authority.facts()).unwrap();
+        for change in [
+            (|_| {}) as fn(&mut CrlParams<'_>),
+            |params| params.number = CrlNumber(0),
+            |params| params.number = CrlNumber(0x80),
+            |params| params.number = CrlNumber(u128::MAX),
+            |params| params.distribution_point = Some(URL),
+            |params| params.freshest = Some(URL),
+            |params| params.base = Some(CrlNumber(3)),
+        ] {
+            lint(&encoded(&authority, change), authority.facts()).unwrap();
         }
     }
 
@@ -247,6 +304,19 @@ mod tests {
     fn entry(serial: &[u8], date: &str, extensions: &[u8]) -> Vec<u8> {
         let serial = der::tlv(INTEGER, serial);
         der::tlv(SEQUENCE, &[&serial[..], &time(date), extensions].concat())
+    }
+
+    fn point(url: &str) -> Vec<u8> {
+        let name = der::tlv(0xa0, &der::tlv(0xa0, &der::tlv(0x86, url.as_bytes())));
+        der::tlv(SEQUENCE, &name)
+    }
+
+    fn freshest() -> Vec<u8> {
+        der::tlv(SEQUENCE, &point(URL))
+    }
+
+    fn base(number: u8) -> Vec<u8> {
+        extension(0x1b, true, &der::tlv(INTEGER, &[number]))
     }
 
     fn reason(code: u8, critical: bool) -> Vec<u8> {
@@ -296,6 +366,13 @@ mod tests {
         let with = |extensions: &[u8]| many(&[entry(&[5], "260501100000Z", extensions)]);
         let dated = |date: &str| many(&[entry(&[5], date, &[])]);
         type Spoil<'a> = Box<dyn Fn(&mut Fields) + 'a>;
+        let with_point = |value: Vec<u8>| -> Spoil<'_> {
+            Box::new(move |f| f.extensions.push(extension(0x1c, true, &value)))
+        };
+        let only_users = |mut point: Vec<u8>| {
+            point[1] += 3;
+            [&point[..], &[0x81, 1, 0xff]].concat()
+        };
         let cases: Vec<(&str, Spoil<'_>)> = vec![
             ("version", Box::new(|f| f.version = der::tlv(INTEGER, &[0]))),
             ("version", Box::new(|f| f.version.clear())),
@@ -339,10 +416,29 @@ mod tests {
             ("extensions", Box::new(|f| f.extensions.push(extension(0x12, false, &[5, 0])))),
             ("extensions", Box::new(|f| f.extensions.push(f.extensions[0].clone()))),
             ("extensions", Box::new(|f| f.extensions[1] = extension(0x14, true, &[2, 1, 7]))),
-            // deltaCRLIndicator, issuingDistributionPoint, freshestCRL.
-            ("extensions", Box::new(|f| f.extensions.push(extension(0x1b, true, &[2, 1, 1])))),
-            ("extensions", Box::new(|f| f.extensions.push(extension(0x1c, true, &[0x30, 0])))),
-            ("extensions", Box::new(|f| f.extensions.push(extension(0x2e, false, &[0x30, 0])))),
+            // deltaCRLIndicator and issuingDistributionPoint that are not critical, freshestCRL that is.
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x1b, false, &[2, 1, 1])))),
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x1c, false, &point(URL))))),
+            ("extensions", Box::new(|f| f.extensions.push(extension(0x2e, true, &freshest())))),
+            // A base that is not older, or no number; with a shard, or with another delta.
+            ("delta_crl_indicator", Box::new(|f| f.extensions.push(base(7)))),
+            ("delta_crl_indicator", Box::new(|f| f.extensions.push(base(0xff)))),
+            (
+                "delta_crl_indicator",
+                Box::new(|f| f.extensions.extend([base(1), extension(0x1c, true, &point(URL))])),
+            ),
+            (
+                "freshest_crl",
+                Box::new(|f| f.extensions.extend([base(1), extension(0x2e, false, &freshest())])),
+            ),
+            (
+                "freshest_crl",
+                Box::new(|f| {
+                    let shard = extension(0x1c, true, &point(URL));
+                    f.extensions.extend([shard, extension(0x2e, false, &freshest())]);
+                }),
+            ),
+            ("freshest_crl", Box::new(|f| f.extensions.push(extension(0x2e, false, &point(URL))))),
             ("authority_key_identifier", Box::new(|f| drop(f.extensions.remove(0)))),
             (
                 "authority_key_identifier",
@@ -350,6 +446,11 @@ mod tests {
                     f.extensions[0] = extension(0x23, false, &der::tlv(SEQUENCE, &[0x80, 1, 7]));
                 }),
             ),
+            ("issuing_distribution_point", with_point(der::tlv(SEQUENCE, &[]))),
+            // onlyContainsUserCerts: alone, and beside the URL.
+            ("issuing_distribution_point", with_point(der::tlv(SEQUENCE, &[0x81, 1, 0xff]))),
+            ("issuing_distribution_point", with_point(only_users(point(URL)))),
+            ("issuing_distribution_point", with_point(point("https://x/1.crl"))),
             ("crl_number", Box::new(|f| drop(f.extensions.pop()))),
             ("crl_number", Box::new(|f| f.extensions[1] = extension(0x14, false, &[2, 1, 0xff]))),
         ];

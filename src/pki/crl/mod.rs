@@ -1,6 +1,6 @@
 //! Certificate revocation lists (RFC 5280 section 5): one complete CRL per CA certificate, version 2,
 //! with authority key identifier and CRL number, without issuingDistributionPoint, so that every
-//! verifier takes it.
+//! verifier takes it; shards of it for verifiers that fetch what a certificate names; and delta CRLs to it.
 //!
 //! Entries are encoded once and kept sorted; a CRL is a header, those bytes and one signature. What was
 //! made is read again by code that had no part in it, before anyone sees it.
@@ -12,7 +12,7 @@ pub mod lint;
 pub mod signed;
 pub mod verify;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::key::SignError;
 use super::{CertificateAuthority, Serial};
@@ -47,6 +47,12 @@ impl CrlNumber {
     pub fn next(previous: Option<Self>, now: Timestamp) -> Self {
         let nanos = u128::try_from(now.as_nanosecond()).unwrap_or(0);
         Self(previous.map_or(nanos, |previous| nanos.max(previous.0 + 1)))
+    }
+
+    /// How much later this one was made than an earlier one, as far as their numbers tell.
+    pub fn age(self, earlier: Self) -> SignedDuration {
+        let nanos = i64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(i64::MAX);
+        SignedDuration::from_nanos(nanos)
     }
 }
 
@@ -89,13 +95,34 @@ pub enum CrlError {
 
 /// What a CRL shall say beside its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CrlParams {
+pub struct CrlParams<'a> {
     /// Its number.
     pub number: CrlNumber,
     /// When it was made.
     pub this_update: Timestamp,
     /// When it expires.
     pub next_update: Timestamp,
+    /// The one URL of its shard, as the certificates have it (RFC 5280 section 5.2.5). A complete CRL has
+    /// none.
+    pub distribution_point: Option<&'a str>,
+    /// Number of the complete CRL to which a delta CRL adds (RFC 5280 section 5.2.4).
+    pub base: Option<CrlNumber>,
+    /// Where the delta CRL to a complete one is (RFC 5280 section 5.2.6).
+    pub freshest: Option<&'a str>,
+}
+
+impl CrlParams<'_> {
+    /// Those of a complete CRL.
+    pub fn complete(number: CrlNumber, this_update: Timestamp, next_update: Timestamp) -> Self {
+        Self {
+            number,
+            this_update,
+            next_update,
+            distribution_point: None,
+            base: None,
+            freshest: None,
+        }
+    }
 }
 
 /// Makes a complete CRL, DER, of entries in any order.
@@ -106,7 +133,7 @@ pub fn sign(
     next_update: Timestamp,
     entries: &[Entry],
 ) -> Result<Vec<u8>, CrlError> {
-    let params = CrlParams { number, this_update, next_update };
+    let params = CrlParams::complete(number, this_update, next_update);
     Ok(encode(authority, &params, &Index::of(entries))?.der)
 }
 
@@ -124,6 +151,11 @@ pub fn read(der: &[u8]) -> Result<CrlFacts, CrlError> {
         authority_key_id: frame.authority_key_id().unwrap_or_default().to_vec(),
         serials: serials.collect::<Result<_, _>>()?,
     })
+}
+
+/// The number of the complete CRL to which a delta CRL adds; none when it is no delta CRL.
+pub fn base(der: &[u8]) -> Result<Option<CrlNumber>, CrlError> {
+    Ok(Frame::read(der)?.base())
 }
 
 /// The entries of a CRL of ours, as they are encoded. None when another encoder made it.
@@ -171,11 +203,14 @@ mod tests {
         for count in [0, 1, 7, 500] {
             let entries = entries(count);
             let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
-            let params = CrlParams { number: CrlNumber(7), this_update: this, next_update: next };
-            let der = encode(&authority, &params, &Index::of(&entries)).unwrap().der;
-            let facts = verify(&der, &authority, &params, serials(&entries), &entries).unwrap();
-            assert_eq!((facts.this_update, facts.next_update), (this, next));
-            assert_eq!(read(&der).unwrap(), facts);
+            let complete = CrlParams::complete(CrlNumber(7), this, next);
+            for base in [None, Some(CrlNumber(3))] {
+                let params = CrlParams { base, ..complete };
+                let der = encode(&authority, &params, &Index::of(&entries)).unwrap().der;
+                let facts = verify(&der, &authority, &params, serials(&entries), &entries).unwrap();
+                assert_eq!((facts.this_update, facts.next_update), (this, next));
+                assert_eq!((read(&der).unwrap(), super::base(&der).unwrap()), (facts, base));
+            }
         }
     }
 
@@ -184,7 +219,7 @@ mod tests {
         let authority = sample();
         let entries = entries(3);
         let (now, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
-        let params = CrlParams { number: CrlNumber(7), this_update: now, next_update: next };
+        let params = CrlParams::complete(CrlNumber(7), now, next);
         let mut der = sign(&authority, CrlNumber(7), now, next, &entries).unwrap();
         let check = |der: &[u8], authority: &_, params: &_, entries: &[Entry]| {
             verify(der, authority, params, serials(entries), entries).unwrap_err().to_string()
@@ -193,6 +228,15 @@ mod tests {
         assert_eq!(check(&der, &sample(), &params, &entries), CrlError::Signature.to_string());
         let other = CrlParams { number: CrlNumber(8), ..params };
         assert_eq!(check(&der, &authority, &other, &entries), differs("number"));
+        let other = CrlParams { base: Some(CrlNumber(1)), ..params };
+        assert_eq!(check(&der, &authority, &other, &entries), differs("base"));
+        let other = CrlParams { freshest: Some("http://x/1.crl"), ..params };
+        assert_eq!(check(&der, &authority, &other, &entries), differs("freshest CRL"));
+        let other = CrlParams { distribution_point: Some("http://x/1.crl"), ..params };
+        assert_eq!(
+            check(&der, &authority, &other, &entries),
+            differs("issuing distribution point")
+        );
         assert_eq!(check(&der, &authority, &params, &entries[1..]), differs("set of serials"));
         let mut later = entries.clone();
         later[1].revoked_at = now + jiff::SignedDuration::from_secs(1);
@@ -201,6 +245,29 @@ mod tests {
         let last = der.len() - 1;
         der[last] ^= 1;
         check(&der, &authority, &params, &entries);
+    }
+
+    #[test]
+    fn a_shard_names_its_url_as_the_certificates_do_octet_for_octet() {
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        let authority = sample();
+        let leaf = crate::pki::issue::tests::sample_leaf(&authority);
+        let (_, leaf) = X509Certificate::from_der(&leaf).unwrap();
+        let points = leaf.iter_extensions().find(|one| one.oid.as_bytes() == [0x55, 0x1d, 0x1f]);
+        let points = points.unwrap().value;
+        let url = "http://crl.example.com/crl/test/1.crl";
+        let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2026-05-08T10:00:00Z"));
+        let complete = CrlParams::complete(CrlNumber(7), this, next);
+        let params = CrlParams { distribution_point: Some(url), ..complete };
+        let der = encode(&authority, &params, &Index::default()).unwrap().der;
+        verify(&der, &authority, &params, [], &[]).unwrap();
+        assert!(verify(&der, &authority, &complete, [], &[]).is_err(), "it is not complete");
+        let frame = Frame::read(&der).unwrap();
+        let point = frame.extension(frame::ID_CE_ISSUING_DISTRIBUTION_POINT).unwrap();
+        assert!(point.critical);
+        // CRLDistributionPoints is a SEQUENCE of what is, with nothing but a name, the same here.
+        let of_one = super::super::der::tlv(super::super::der::SEQUENCE, point.value);
+        assert_eq!(of_one, points);
     }
 
     #[test]

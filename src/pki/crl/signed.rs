@@ -8,7 +8,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::AlgorithmIdentifier;
 
-use super::frame::{self, Frame};
+use super::frame::{self, Frame, ID_CE_DELTA_CRL_INDICATOR, ID_CE_ISSUING_DISTRIBUTION_POINT};
 use super::{CrlError, CrlNumber};
 use crate::pki::Serial;
 use crate::pki::der::{self, INTEGER, SEQUENCE};
@@ -34,6 +34,10 @@ pub struct SignedCrl {
     /// Does it speak of every certificate of the CA? A delta, or a CRL of another scope, has a critical
     /// extension that says what it lacks (RFC 5280 sections 5.2.4 and 5.2.5).
     pub is_complete: bool,
+    /// The URL of a shard: all that it speaks of are the certificates whose distribution point is this one.
+    pub distribution_point: Option<String>,
+    /// The complete CRL to which a delta CRL adds.
+    pub base: Option<CrlNumber>,
 }
 
 /// The revoked serials of a CRL. A set of a million takes 4 MB beside the CRL itself, which is in memory
@@ -85,6 +89,11 @@ pub fn read_signed(der: Bytes, ca: &[u8]) -> Result<SignedCrl, CrlError> {
     }
     let instant = |field| frame::time(field).ok_or(unusable("a time can't be read"));
     let entries = frame.revoked.unwrap_or_default();
+    let critical = frame.extensions.iter().filter(|extension| extension.critical);
+    let critical: Vec<&[u8]> = critical.map(|extension| extension.oid).collect();
+    // One says what the CRL speaks of; several are none of ours.
+    let says = |oid| critical == [oid];
+    let url = frame.distribution_point().filter(|_| says(ID_CE_ISSUING_DISTRIBUTION_POINT));
     Ok(SignedCrl {
         number: frame.number().ok_or(unusable("no CRL number"))?,
         this_update: instant(frame.this_update)?,
@@ -92,7 +101,9 @@ pub fn read_signed(der: Bytes, ca: &[u8]) -> Result<SignedCrl, CrlError> {
         issuer_der: frame.issuer.to_vec(),
         authority_key_id,
         revoked: Revoked { entries: der.slice_ref(entries), offsets: index(entries)? },
-        is_complete: !frame.extensions.iter().any(|extension| extension.critical),
+        is_complete: critical.is_empty(),
+        distribution_point: url.and_then(|url| Some(str::from_utf8(url).ok()?.to_owned())),
+        base: frame.base().filter(|_| says(ID_CE_DELTA_CRL_INDICATOR)),
         der,
     })
 }
@@ -255,8 +266,23 @@ pub(crate) mod tests {
     #[test]
     fn a_crl_of_a_scope_of_its_own_is_told_from_a_complete_one() {
         let ca = sample();
-        assert!(read_signed(signed(&ca, &[]), ca.certificate()).unwrap().is_complete);
-        assert!(!read_signed(delta(&ca).into(), ca.certificate()).unwrap().is_complete);
+        let (this, next) = (instant("2026-05-01T10:00:00Z"), instant("2051-01-01T00:00:00Z"));
+        let url = "http://crl.example.com/crl/staff/1/0-of-4.crl";
+        let complete = crl::CrlParams::complete(CrlNumber(7), this, next);
+        let params = crl::CrlParams { distribution_point: Some(url), ..complete };
+        let shard = crl::encode(&ca, &params, &crl::Index::default()).unwrap().der;
+        let params = crl::CrlParams { base: Some(CrlNumber(1)), ..params };
+        let both = crl::encode(&ca, &params, &crl::Index::default()).unwrap().der;
+        for (der, complete, point) in [
+            (signed(&ca, &[]), true, (None, None)),
+            (delta(&ca).into(), false, (None, Some(CrlNumber(1)))),
+            (shard.into(), false, (Some(url), None)),
+            (both.into(), false, (None, None)),
+        ] {
+            let read = read_signed(der, ca.certificate()).unwrap();
+            let scope = (read.distribution_point.as_deref(), read.base);
+            assert_eq!((read.is_complete, scope), (complete, point));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use webpki::{BorrowedCertRevocationList, BorrowedRevokedCert};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::frame::Frame;
 use super::lint::Crl;
@@ -18,7 +18,7 @@ use crate::pki::{CertificateAuthority, Serial};
 pub fn verify(
     der: &[u8],
     authority: &CertificateAuthority,
-    params: &CrlParams,
+    params: &CrlParams<'_>,
     serials: impl IntoIterator<Item = Serial>,
     added: &[Entry],
 ) -> Result<CrlFacts, CrlError> {
@@ -33,7 +33,7 @@ pub fn verify(
             check_signature(&crl.frame, &ca)?;
             Ok::<_, CrlError>(crl.lint())
         });
-        let serials = compare(der, serials, added);
+        let serials = compare(der, params, serials, added);
         (apart.join().expect("no check of a CRL panics"), serials)
     });
     let (rules, serials) = (checked?, serials?);
@@ -45,6 +45,12 @@ pub fn verify(
     let second = |time: Timestamp| Some(time.as_second());
     let checks = [
         ("number", number == params.number),
+        ("base", frame.base() == params.base),
+        (
+            "issuing distribution point",
+            frame.distribution_point() == params.distribution_point.map(str::as_bytes),
+        ),
+        ("freshest CRL", frame.freshest() == params.freshest.map(str::as_bytes)),
         ("thisUpdate", times[0].map(Timestamp::as_second) == second(params.this_update)),
         ("nextUpdate", times[1].map(Timestamp::as_second) == second(params.next_update)),
     ];
@@ -65,11 +71,22 @@ pub fn verify(
 /// Reads the entries and compares them with what was asked for: the serials, in their order.
 fn compare(
     der: &[u8],
+    params: &CrlParams<'_>,
     serials: impl IntoIterator<Item = Serial>,
     added: &[Entry],
 ) -> Result<Vec<Serial>, CrlError> {
     let mut check = Comparison { serials: serials.into_iter(), added, read: Vec::new() };
     check.read.reserve_exact(check.serials.size_hint().0.max(added.len()));
+    if params.base.is_some() {
+        // rustls-webpki knows no delta CRLs; they are short.
+        let (_, crl) = CertificateRevocationList::from_der(der)
+            .map_err(|_| CrlError::Unusable("x509-parser can't read it"))?;
+        for entry in crl.iter_revoked_certificates() {
+            let reason = entry.reason_code().map(|(_, code)| code.0);
+            check.take(entry.raw_serial(), entry.revocation_date.timestamp(), reason)?;
+        }
+        return check.finish();
+    }
     let crl = BorrowedCertRevocationList::from_der(der)
         .map_err(|_| CrlError::Unusable("rustls-webpki can't read it"))?;
     for entry in &crl {

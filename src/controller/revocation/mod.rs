@@ -1,4 +1,11 @@
 //! Carries out `CertificateRevocation`s: ledger first, then the CRL, then the status that says so.
+//!
+//! Two loops, since a thousand may be asked for at once: [`record`] writes what is revoked into the
+//! ledger, very many at a time, as these share a write; [`tell`] writes a status for each, and no
+//! certificate stays good because of the paperwork of others.
+
+pub mod record;
+pub mod tell;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,75 +15,20 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
-use tracing::info;
 
 use super::context::Context;
 use super::error::Error;
-use super::queue::Outcome;
-use super::settle::until;
 use crate::api::condition::{ENFORCED, PUBLISHED, is_true};
-use crate::api::{CertificateRevocation, CertificateRevocationStatus, ClientIdentity};
+use crate::api::{CertificateRevocation, ClientIdentity};
 use crate::cluster::Key;
-use crate::cluster::apply;
-use crate::metrics::authority as label;
 use crate::pki::{Serial, hex};
-use crate::plan::ledger::{CaKey, Record};
+use crate::plan::ledger::CaKey;
 use crate::plan::revocation::{Book, Decision, InSecret, World, decide};
 use crate::plan::scope::{Target, target};
 use crate::plan::secret::{ownership, view_metadata};
 
-/// The controller's name in logs, metrics and events.
+/// What is kept of revocations in memory is kept by this name.
 pub const NAME: &str = "revocation";
-
-/// A new certificate that is waited for wakes its revocation; this is for what nobody saw.
-const AWAITING: Duration = Duration::from_secs(30);
-
-/// Reconciles one revocation.
-pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error> {
-    let Some(revocation) = context.stores.revocations.get(&key) else {
-        context.forget(NAME, &key);
-        return Ok(Outcome::Settled);
-    };
-    if !context.is_current(NAME, &*revocation) {
-        return Ok(Outcome::Settled);
-    }
-    let now = Timestamp::now();
-    let begun = begun(&context, &key, &revocation, now);
-    let subject = Subject::of(&context, &revocation);
-    let mut in_secret = subject.watched_secret(&context);
-    let mut decision = decide_in(&context, &revocation, &subject, in_secret, now);
-    if decision.rests_on_secret {
-        in_secret = subject.read_secret(&context).await?;
-        decision = decide_in(&context, &revocation, &subject, in_secret, now);
-    }
-    // Once more when a certificate came meanwhile, so that the status names only what is recorded.
-    while !decision.record.is_empty() {
-        if revocation.spec.renew {
-            // What counts as delay is not the wait for the new certificate.
-            let mut all = context.revoking.lock().expect("no holder of this lock panics");
-            all.insert(key.clone(), Instant::now());
-        }
-        record(&context, &revocation, decision.record).await?;
-        // Decided anew over the ledger as it is now.
-        decision = decide_in(&context, &revocation, &subject, in_secret, now);
-    }
-    let wanted = decision.status;
-    if revocation.status.as_ref() != Some(&wanted) {
-        let api: Api<CertificateRevocation> =
-            Api::namespaced(context.client.clone(), &key.namespace);
-        let written = apply::status(&api, &key.name, &wanted).await?;
-        context.wrote(NAME, &written);
-        measure(&context, revocation.status.as_ref(), &wanted, begun);
-    }
-    if is_true(&wanted.conditions, ENFORCED) {
-        context.revoking.lock().expect("no holder of this lock panics").remove(&key);
-    }
-    let Some(end) = decision.awaits else { return Ok(Outcome::Settled) };
-    if let Some(identity) = &subject.identity {
-        context.queues.identity.push(Key::of(&**identity));
-    }
-    Ok(Outcome::After(until(end, now).min(AWAITING)))
-}
 
 /// Are its certificates published, and not known to be refused everywhere?
 pub fn waits_for_trusts(revocation: &CertificateRevocation) -> bool {
@@ -106,26 +58,6 @@ fn begun(
     let begun = age.and_then(|age| Instant::now().checked_sub(age)).unwrap_or_else(Instant::now);
     all.insert(key.clone(), begun);
     begun
-}
-
-/// Shows in the metrics how long it took, once.
-fn measure(
-    context: &Context,
-    before: Option<&CertificateRevocationStatus>,
-    now: &CertificateRevocationStatus,
-    begun: Instant,
-) {
-    let seconds = begun.elapsed().as_secs_f64();
-    let metrics = &context.metrics;
-    for (type_, histogram) in [
-        (PUBLISHED, &metrics.revocation_published_seconds),
-        (ENFORCED, &metrics.revocation_enforced_seconds),
-    ] {
-        let was = before.is_some_and(|before| is_true(&before.conditions, type_));
-        if !was && is_true(&now.conditions, type_) {
-            histogram.observe(seconds);
-        }
-    }
 }
 
 /// Whom a request concerns, as the watches know it.
@@ -252,33 +184,4 @@ fn decide_in(
             now,
         })
     })
-}
-
-async fn record(
-    context: &Context,
-    revocation: &CertificateRevocation,
-    records: Vec<(CaKey, Record)>,
-) -> Result<(), Error> {
-    let mut by_ca: BTreeMap<CaKey, Vec<Record>> = BTreeMap::new();
-    for (ca, record) in records {
-        by_ca.entry(ca).or_default().push(record);
-    }
-    let mut count = 0;
-    for (ca, records) in by_ca {
-        count += records.len();
-        context.metrics.revoked.get_or_create(&label(&ca.authority)).inc_by(records.len() as u64);
-        let holders: Vec<Key> = context.ledger.read(&ca, |ledger| {
-            let issued = records.iter().filter_map(|record| ledger.find(&record.serial()));
-            issued.map(|issued| Key::new(&*issued.holder.namespace, &*issued.holder.name)).collect()
-        });
-        for record in &records {
-            info!(serial = %record.serial(), authority = %ca.authority, "revoked on request");
-        }
-        context.ledger.record(&ca, records).await?;
-        context.queues.authority.push(Key::cluster(&*ca.authority));
-        holders.into_iter().for_each(|holder| context.queues.identity.push(holder));
-    }
-    let note = format!("{count} certificate(s) revoked");
-    context.events.normal(revocation, "Revoke", "Revoked", &note).await;
-    Ok(())
 }

@@ -1,0 +1,534 @@
+//! The gate behind real data planes: each verifies the handshake, asks the gate by the certificate, and tells the
+//! backend what the gate says of the client. Nobody gets in, or passes for somebody else, by a header.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use countersign::api::condition::{PUBLISHED, READY};
+use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use countersign::pki::inspect::certificates;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use support::control_plane::{ControlPlane, Process, free_ports};
+use support::operator::{NAMESPACE, Operator};
+use support::server::{Answer, Server, curl};
+use support::servers::{wait_until, write_files, write_server_certificate};
+use support::{create, eventually, namespace, program, run, wait_for};
+
+/// An authority with clients, a server that answers for it, and a backend that tells what it was sent.
+struct Scene {
+    client: Client,
+    namespace: String,
+    files: TempDir,
+    server: Server,
+    backend: u16,
+    // Ended in this order.
+    _operator: Operator,
+    plane: ControlPlane,
+}
+
+/// What a data plane lets in without a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Required,
+    Optional,
+}
+
+impl Scene {
+    /// `good` and `stolen` are clients of the authority `clients`, which the gate is asked about, and `stranger` is
+    /// one of another, which the data planes trust too.
+    async fn new() -> Self {
+        let plane = ControlPlane::start().await;
+        plane.install_crds().await;
+        let client = plane.client().await;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let server = Server::start(&plane, None);
+        let gate = format!("--gate-url=http://127.0.0.1:{}", server.gate);
+        let operator = Operator::start_as(&plane, "controller", &[&gate]);
+        let namespace = namespace(&client, "gate").await;
+        let files = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");
+        write_server_certificate(files.path());
+        let scene = Self {
+            client,
+            namespace,
+            files,
+            server,
+            backend: backend(),
+            _operator: operator,
+            plane,
+        };
+        let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+        let mut bundle = Vec::new();
+        for (authority, clients) in
+            [("clients", &["good", "stolen"][..]), ("others", &["stranger"])]
+        {
+            let yaml = format!(
+                "{{metadata: {{name: {authority}}}, spec: {{selfSigned: {{commonName: {authority}}}}}}}"
+            );
+            create(&authorities, &yaml).await;
+            wait_for(&authorities, authority, READY, "True", "Ready").await;
+            for name in clients {
+                bundle.extend(scene.identity(name, authority).await);
+            }
+        }
+        fs::write(scene.path("ca.crt"), bundle).expect("written");
+        scene.server.until_ready().await;
+        scene
+    }
+
+    /// Has a certificate issued, and puts it where curl finds it; the CA's.
+    async fn identity(&self, name: &str, authority: &str) -> Vec<u8> {
+        let identities: Api<ClientIdentity> = self.api();
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: {authority}}}, commonName: {name}, \
+             uris: [\"spiffe://example.com/{name}\"], secretName: {name}-tls}}}}"
+        );
+        create(&identities, &yaml).await;
+        wait_for(&identities, name, READY, "True", "Issued").await;
+        let secret = self.api::<Secret>().get(&format!("{name}-tls")).await.expect("a Secret");
+        fs::create_dir_all(self.path(name)).expect("a folder");
+        write_files(&secret, &["tls.crt", "tls.key", "ca.crt"], &self.path(name));
+        fs::read(self.path(name).join("ca.crt")).expect("a CA")
+    }
+
+    async fn revoke(&self, name: &str) {
+        let api: Api<CertificateRevocation> = self.api();
+        let yaml =
+            format!("{{metadata: {{name: {name}}}, spec: {{identityRef: {{name: {name}}}}}}}");
+        create(&api, &yaml).await;
+        wait_for(&api, name, PUBLISHED, "True", "Published").await;
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    fn pem(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name).join("tls.crt")).expect("a certificate")
+    }
+
+    /// A client's certificate as RFC 9440 has it.
+    fn client_cert(&self, name: &str) -> String {
+        let chain = certificates(self.pem(name).as_bytes()).expect("a chain");
+        format!(":{}:", STANDARD.encode(&chain[0]))
+    }
+
+    /// Asks a data plane as a client, or as nobody, with further headers.
+    fn ask(&self, plane: &DataPlane, client: Option<&str>, headers: &[String]) -> Told {
+        let DataPlane { host, port, .. } = plane;
+        let url = format!("https://{host}:{port}/shop?x=1&authority=others");
+        let to = format!("{host}:{port}:127.0.0.1");
+        let mut arguments = vec!["--insecure".to_owned(), "--resolve".to_owned(), to];
+        if let Some(name) = client {
+            let file = |file: &str| self.path(name).join(file).display().to_string();
+            arguments.extend(["--cert".into(), file("tls.crt"), "--key".into(), file("tls.key")]);
+        }
+        for header in headers {
+            arguments.extend(["--header".to_owned(), header.clone()]);
+        }
+        arguments.push(url);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Told::of(curl(&arguments))
+    }
+
+    /// The same story for every data plane: who gets in, and what the backend is told. `own` are the headers by
+    /// which the data plane tells the gate and its backends of the client.
+    fn story(&self, required: &DataPlane, optional: &DataPlane, own: &[&str]) {
+        let good = self.client_cert("good");
+        for plane in [required, optional] {
+            let told = self.ask(plane, Some("good"), &[]);
+            assert_eq!((told.status, told.header("client-cert")), (200, vec![&*good]), "{told:?}");
+            assert_eq!(self.ask(plane, Some("stranger"), &[]).status, plane.refusal);
+        }
+        assert_eq!(self.ask(required, None, &[]).status, required.refusal);
+        let told = self.ask(optional, None, &[]);
+        assert_eq!((told.status, told.header("client-cert").len()), (200, 0), "{told:?}");
+
+        // Headers from outside, without a certificate and with one's own.
+        let pem = escape(&self.pem("good"));
+        let der = good.trim_matches(':').to_owned();
+        let xfcc = format!("Hash=00;Cert=\"{pem}\"");
+        let mut forged = ["Client-Cert", "Client_Cert", "Client-Cert-Chain"]
+            .map(|name| format!("{name}: {good}"))
+            .to_vec();
+        for name in own {
+            for value in [&*pem, &*der, &*xfcc, "SUCCESS"] {
+                forged.push(format!("{name}: {value}"));
+            }
+        }
+        let forged_all = forged.clone();
+        for headers in forged.iter().map(std::slice::from_ref).chain([&*forged_all]) {
+            for client in [None, Some("stranger")] {
+                let told = self.ask(required, client, headers);
+                assert_eq!(told.status, required.refusal, "{headers:?}: {told:?}");
+            }
+            let told = self.ask(optional, None, headers);
+            assert_eq!(told.status, 200, "{headers:?}");
+            assert!(!told.tells(&der) && !told.tells(&pem), "{headers:?}: {told:?}");
+            let told = self.ask(required, Some("stolen"), headers);
+            let stolen = self.client_cert("stolen");
+            assert_eq!((told.status, told.header("client-cert")), (200, vec![&*stolen]));
+            assert!(!told.tells(&der) && !told.tells(&pem), "{headers:?}: {told:?}");
+        }
+    }
+
+    /// After the revocation of `stolen`.
+    async fn refused(&self, plane: &DataPlane) {
+        eventually("the stolen certificate is refused", || async {
+            (self.ask(plane, Some("stolen"), &[]).status == 403).then_some(())
+        })
+        .await;
+        assert_eq!(self.ask(plane, Some("good"), &[]).status, 200);
+    }
+}
+
+/// What a client was told, and what its backend was told of it.
+#[derive(Debug)]
+struct Told {
+    status: u16,
+    text: String,
+}
+
+impl Told {
+    fn of(answer: Answer) -> Self {
+        Self { status: answer.status, text: String::from_utf8_lossy(&answer.body).into_owned() }
+    }
+
+    /// The values of a header that the backend was sent.
+    fn header(&self, name: &str) -> Vec<&str> {
+        let lines = self.text.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect()
+    }
+
+    fn tells(&self, what: &str) -> bool {
+        self.text.contains(what)
+    }
+}
+
+/// A data plane as a process.
+struct DataPlane {
+    host: String,
+    port: u16,
+    /// What a client is told that is not let in: 403 by the gate, or 0 where the handshake fails.
+    refusal: u16,
+    _process: Rc<Process>,
+}
+
+impl DataPlane {
+    fn start(mut command: Command, port: u16, log: &Path) -> Self {
+        let host = "127.0.0.1".to_owned();
+        let log = fs::File::create(log).expect("a log");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        let process = Rc::new(Process(command.spawn().expect("it starts")));
+        wait_until("the data plane listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Self { host, port, refusal: 403, _process: process }
+    }
+
+    /// Another host of the same data plane, which is programmed for one and asks for certificates by itself.
+    fn programmed(&self, host: &str) -> Self {
+        let process = self._process.clone();
+        Self { host: host.to_owned(), port: self.port, refusal: 0, _process: process }
+    }
+}
+
+/// A backend that answers with the headers that it is sent.
+fn backend() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || tell(stream));
+        }
+    });
+    port
+}
+
+fn tell(stream: TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut head = String::new();
+    while reader.read_line(&mut head).ok()? > 2 {}
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{head}",
+        head.len()
+    );
+    (&stream).write_all(answer.as_bytes()).ok()
+}
+
+fn escape(text: &str) -> String {
+    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    let one = |byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(one).collect()
+}
+
+/// As docs/gate.md has it.
+fn nginx(scene: &Scene, mode: Mode) -> DataPlane {
+    let [port] = free_ports();
+    let folder = scene.path(&format!("nginx-{mode:?}"));
+    fs::create_dir_all(&folder).expect("a folder");
+    let (path, files) = (folder.display(), scene.files.path().display());
+    let (gate, backend) = (scene.server.gate, scene.backend);
+    let config = format!(
+        "daemon off; master_process off; pid {path}/pid; error_log {path}/log info;\n\
+         events {{}}\n\
+         http {{\n\
+         access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;\n\
+         fastcgi_temp_path {path}/fastcgi; uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;\n\
+         server {{\n\
+         listen 127.0.0.1:{port} ssl;\n\
+         ssl_certificate {files}/server.pem; ssl_certificate_key {files}/server.pem;\n\
+         ssl_client_certificate {files}/ca.crt;\n\
+         ssl_verify_client optional;\n\
+         location / {{\n\
+         auth_request /countersign;\n\
+         auth_request_set $client_cert $upstream_http_client_cert;\n\
+         proxy_set_header Client-Cert $client_cert;\n\
+         proxy_set_header Client-Cert-Chain \"\";\n\
+         proxy_set_header ssl-client-cert \"\";\n\
+         proxy_set_header ssl-client-verify \"\";\n\
+         proxy_pass http://127.0.0.1:{backend};\n\
+         }}\n\
+         location = /countersign {{\n\
+         internal;\n\
+         proxy_pass http://127.0.0.1:{gate}/gate/nginx?mode={mode:?}&authority=clients;\n\
+         proxy_pass_request_body off;\n\
+         proxy_set_header Content-Length \"\";\n\
+         proxy_set_header ssl-client-cert $ssl_client_escaped_cert;\n\
+         proxy_set_header ssl-client-verify $ssl_client_verify;\n\
+         }}\n\
+         }}\n}}\n"
+    );
+    let file = folder.join("nginx.conf");
+    fs::write(&file, config).expect("written");
+    let mut command = Command::new(program("nginx"));
+    command.arg("-c").arg(file).arg("-e").arg(folder.join("log"));
+    DataPlane::start(command, port, &folder.join("out"))
+}
+
+/// As docs/gate.md has it.
+fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
+    let [port] = free_ports();
+    let folder = scene.path(&format!("envoy-{mode:?}"));
+    fs::create_dir_all(&folder).expect("a folder");
+    let file = |name: &str| json!({ "filename": scene.path(name) });
+    let address =
+        |port: u16| json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } });
+    let typed = |name: &str, mut config: Value| {
+        config["@type"] = format!("type.googleapis.com/envoy.extensions.{name}").into();
+        config
+    };
+    let filter = |name: &str, kind: &str, config: Value| json!({ "name": name, "typed_config": typed(&format!("filters.http.{kind}"), config) });
+    let cluster = |name: &str, port: u16| {
+        json!({
+            "name": name, "type": "STATIC", "connect_timeout": "1s",
+            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
+                { "endpoint": { "address": address(port) } }
+            ] }] },
+        })
+    };
+    let exact = |name: &str| json!({ "patterns": [{ "exact": name }] });
+    let manager = json!({
+        "stat_prefix": "http",
+        "forward_client_cert_details": "SANITIZE_SET",
+        "common_http_protocol_options": { "headers_with_underscores_action": "DROP_HEADER" },
+        "set_current_client_cert_details": { "cert": true, "subject": true, "uri": true },
+        "route_config": { "virtual_hosts": [{
+            "name": "all", "domains": ["*"],
+            "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "backend" } }],
+        }] },
+        "http_filters": [
+            filter("strip", "header_mutation.v3.HeaderMutation", json!({ "mutations": {
+                "request_mutations": [{ "remove": "client-cert" }, { "remove": "client-cert-chain" }],
+            } })),
+            filter("gate", "ext_authz.v3.ExtAuthz", json!({
+                "http_service": {
+                    "server_uri": { "uri": "http://gate", "cluster": "gate", "timeout": "1s" },
+                    "path_prefix": format!("/gate/envoy/{mode:?}/clients"),
+                    "authorization_response": { "allowed_upstream_headers": exact("client-cert") },
+                },
+                "allowed_headers": exact("x-forwarded-client-cert"),
+                "failure_mode_allow": false,
+            })),
+            filter("router", "router.v3.Router", json!({})),
+        ],
+    });
+    let tls = json!({
+        "common_tls_context": {
+            "tls_certificates": [{
+                "certificate_chain": file("server.pem"), "private_key": file("server.pem"),
+            }],
+            "validation_context": { "trusted_ca": file("ca.crt") },
+        },
+    });
+    let network = "filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let config = json!({
+        "node": { "id": "e2e", "cluster": "e2e" },
+        "static_resources": {
+            "clusters": [cluster("gate", scene.server.gate), cluster("backend", scene.backend)],
+            "listeners": [{
+                "name": "clients",
+                "address": address(port),
+                "filter_chains": [{
+                    "transport_socket": {
+                        "name": "tls",
+                        "typed_config": typed("transport_sockets.tls.v3.DownstreamTlsContext", tls),
+                    },
+                    "filters": [{ "name": "http", "typed_config": typed(network, manager) }],
+                }],
+            }],
+        },
+    });
+    let path = folder.join("envoy.json");
+    fs::write(&path, config.to_string()).expect("written");
+    let mut command = Command::new(program("envoy"));
+    command.args(["--disable-hot-restart", "--concurrency", "1", "--config-path"]).arg(path);
+    DataPlane::start(command, port, &folder.join("log"))
+}
+
+/// Traefik over the cluster's objects.
+fn traefik(scene: &Scene) -> DataPlane {
+    let [port, other] = free_ports();
+    let mut command = Command::new(program("traefik"));
+    command
+        .arg(format!("--entrypoints.websecure.address=127.0.0.1:{port}"))
+        .arg(format!("--entrypoints.traefik.address=127.0.0.1:{other}"))
+        .arg("--entrypoints.websecure.http.aliasheadersstrategy=delete")
+        .args(["--global.checknewversion=false", "--global.sendanonymoususage=false"])
+        .args(["--providers.kubernetescrd=true", "--providers.kubernetescrd.safenaming=false"])
+        .arg("--providers.kubernetescrd.allowexternalnameservices=true")
+        .env("KUBECONFIG", scene.plane.kubeconfig("admin"));
+    DataPlane::start(command, port, &scene.path("traefik.log"))
+}
+
+/// A route to the backend for a host, and a trust that guards it.
+fn guarded(scene: &Scene, name: &str, trust: &str) -> String {
+    let backend = scene.backend;
+    let namespace = &scene.namespace;
+    format!(
+        "apiVersion: traefik.io/v1alpha1\n\
+         kind: IngressRoute\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n\
+         \x20 entryPoints: [websecure]\n\
+         \x20 tls: {{secretName: server}}\n\
+         \x20 routes: [{{kind: Rule, match: 'Host(`{name}.example.com`)', services: [{{name: backend, port: {backend}}}]}}]\n\
+         ---\n\
+         apiVersion: countersign.dev/v1alpha1\n\
+         kind: ClientTrust\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n\
+         \x20 authorities: [{{name: clients}}]\n\
+         \x20 targetRefs: [{{group: traefik.io, kind: IngressRoute, name: {name}}}]\n\
+         \x20 {trust}\n\
+         ---\n"
+    )
+}
+
+impl Scene {
+    fn kubectl(&self, arguments: &[&str], input: &str) {
+        let tools = std::env::var_os("COUNTERSIGN_TOOLS").expect("a folder with kubectl");
+        let kubectl = Path::new(&tools).join("kubectl").display().to_string();
+        let kubeconfig = self.plane.kubeconfig("admin").display().to_string();
+        run(&kubectl, &[&["--kubeconfig", &kubeconfig], arguments].concat(), input);
+    }
+}
+
+#[tokio::test]
+async fn traefik_lets_in_whom_the_gate_lets_in_and_tells_the_backend_as_the_trust_says() {
+    let scene = Scene::new().await;
+    let crds = std::env::var("TRAEFIK_CRDS").expect(
+        "TRAEFIK_CRDS names no file; run `make test`, or TRAEFIK_CRDS=$(e2e/traefik/crds) cargo test --test gate",
+    );
+    scene.kubectl(&["apply", "--server-side", "-f", &crds], "");
+    scene.kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", "-f", &crds], "");
+    let (namespace, pem) = (&*scene.namespace, scene.path("server.pem").display().to_string());
+    let secret = ["create", "secret", "tls", "server", "--cert", &pem, "--key", &pem];
+    scene.kubectl(&[&["-n", namespace], &secret[..]].concat(), "");
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: backend, namespace: {namespace}}}\n\
+         spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {}}}]}}\n---\n",
+        scene.backend
+    );
+    let trusts = [
+        ("required", "forwardIdentity: ClientCert"),
+        ("optional", "mode: Optional\n  forwardIdentity: ClientCert"),
+        ("native", "mode: Required"),
+    ];
+    let trusts = trusts.map(|(name, trust)| guarded(&scene, name, trust));
+    scene.kubectl(&["apply", "-f", "-"], &(service + &trusts.concat()));
+    for name in ["required", "optional", "native"] {
+        wait_for(&scene.api::<ClientTrust>(), name, READY, "True", "Programmed").await;
+    }
+    let traefik = traefik(&scene);
+    let [required, optional, native] = ["required", "optional", "native"]
+        .map(|name| traefik.programmed(&format!("{name}.example.com")));
+    for plane in [&required, &optional, &native] {
+        eventually("Traefik knows the route", || async {
+            (scene.ask(plane, Some("good"), &[]).status == 200).then_some(())
+        })
+        .await;
+    }
+    let own = ["X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info"];
+    scene.story(&required, &optional, &own);
+
+    // Unless it is asked for there is no Client-Cert, neither the gate's nor a forged one.
+    let good = scene.client_cert("good");
+    for header in ["Client-Cert", "Client-Cert-Chain"] {
+        let forged = [format!("{header}: {good}")];
+        let told = scene.ask(&native, Some("good"), &forged);
+        assert_eq!((told.status, told.header(header).len()), (200, 0), "{told:?}");
+        let forwarded = told.header("x-forwarded-tls-client-cert");
+        assert_eq!(forwarded, [good.trim_matches(':')], "{told:?}");
+    }
+    scene.revoke("stolen").await;
+    for plane in [&required, &optional, &native] {
+        scene.refused(plane).await;
+    }
+}
+
+#[tokio::test]
+async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
+    let mut scene = Scene::new().await;
+    let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| nginx(&scene, mode));
+    scene.story(&required, &optional, &["ssl-client-cert", "ssl-client-verify"]);
+    let nginx_plane = required;
+    let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| envoy(&scene, mode));
+    scene.story(&required, &optional, &["x-forwarded-client-cert"]);
+    let planes = [nginx_plane, optional];
+    for plane in &planes {
+        assert_eq!(scene.ask(plane, Some("stolen"), &[]).status, 200);
+    }
+    scene.revoke("stolen").await;
+    for plane in &planes {
+        scene.refused(plane).await;
+    }
+    // Without the gate nobody gets in.
+    [scene.server.gate] = free_ports();
+    for (plane, status) in
+        [(nginx(&scene, Mode::Optional), 500), (envoy(&scene, Mode::Optional), 403)]
+    {
+        for client in [Some("good"), None] {
+            assert_eq!(scene.ask(&plane, client, &[]).status, status);
+        }
+    }
+}
