@@ -316,6 +316,7 @@ mod tests {
                 (list(published), list(leaving), list(added));
             let entry = |serial| Entry { serial, revoked_at: second(1), reason: None };
             let publication = Publication {
+                freshest: None,
                 number: CrlNumber(1),
                 this_update: second(1),
                 next_update: second(2),

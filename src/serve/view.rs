@@ -348,8 +348,13 @@ mod tests {
         assert_eq!((both.all().count(), both.of_authority("staff").count()), (2, 1));
         assert_eq!(both.without(&head(&der, scope)).all().count(), 1);
 
-        // What a CRL speaks of must be what its place says.
         let delta = crate::pki::crl::signed::tests::delta(&ca);
+        let with_delta = View::default().with(&head(&delta, Scope::Delta));
+        assert!(with_delta.file("/crl/staff/1/delta.crl").is_some());
+        assert!(with_delta.get(&key()).is_none());
+        assert_eq!(with_delta.of_authority("staff").count(), 0);
+
+        // What a CRL speaks of must be what its place says.
         let other = shard(&ca, &url("/crl/staff/1/2-of-4.crl"));
         for (der, scope) in [
             (&der, Scope::Full),
@@ -357,6 +362,8 @@ mod tests {
             (&delta, scope),
             (&other, scope),
             (&signed(&ca, 9, 1), scope),
+            (&signed(&ca, 9, 1), Scope::Delta),
+            (&other, Scope::Delta),
         ] {
             assert_eq!(View::default().with(&head(der, scope)).all().count(), 0, "{scope}");
             let kept = both.with(&head(der, scope));

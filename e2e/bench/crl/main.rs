@@ -54,6 +54,7 @@ fn main() {
     // As long as its successor is not published, the facts of a CRL are kept.
     let params = CrlParams { number: CrlNumber(params.number.0 + 1), ..params };
     let publication = Publication {
+        freshest: None,
         number: params.number,
         this_update: params.this_update,
         next_update: params.next_update,
