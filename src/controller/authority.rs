@@ -97,13 +97,20 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             Wanted::yes(READY, Reason::Ready.as_str(), good)
         }
     };
+    // A shard is there before the first certificate names it. Later on those who wait for the complete CRL
+    // are told of it first.
+    let keep_shards = || shards::keep(&context, &authority, &sound, now);
+    let is_first = context.signing(&key.name).is_none();
+    let first = if is_first { Some(keep_shards().await) } else { None };
     match &signing {
         Some(signing) => take_over(&context, &key.name, signing.clone(), is_new),
         None => forget(&context, &key),
     }
-    // After whoever waits for the complete CRLs was told of them.
     let mut wait = next.min(LONGEST);
-    let divided = shards::keep(&context, &authority, &sound, now).await;
+    let divided = match first {
+        Some(divided) => divided,
+        None => keep_shards().await,
+    };
     let followed = delta::keep(&context, &authority, &sound, now).await;
     match divided.and_then(|next| followed.map(|()| next)) {
         Ok(next) => wait = wait.min(next),
