@@ -545,6 +545,25 @@ mod tests {
     }
 
     #[test]
+    fn the_crls_stand_under_each_key_that_a_target_reads() {
+        let mut trust = trust();
+        assert_eq!(crl_keys(&trust), ["ca.crl"]);
+        for name in ["shop", "other"] {
+            trust.spec.target_refs.push(TargetReference {
+                group: "projectcontour.io".into(),
+                kind: "HTTPProxy".into(),
+                name: name.into(),
+            });
+        }
+        assert_eq!(crl_keys(&trust), ["ca.crl", "crl.pem"]);
+        let data = secret(&trust, &[("staff", Some(ANCHOR))]).data.unwrap();
+        assert_eq!(data["crl.pem"], data["ca.crl"]);
+        let large = Anchor { bytes: SECRET_LIMIT + 1, ..ANCHOR };
+        let data = secret(&trust, &[("staff", Some(large))]).data.unwrap();
+        assert_eq!(data.keys().collect::<Vec<_>>(), ["ca.crt"]);
+    }
+
+    #[test]
     fn crls_that_do_not_fit_are_left_out_and_told() {
         let trust = trust();
         let half = Anchor { bytes: SECRET_LIMIT / 2 + 1, ..ANCHOR };
