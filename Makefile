@@ -29,7 +29,7 @@ audit: ## known vulnerabilities of dependencies; needs cargo-deny and, for the l
 bench: ## measurements, with cert-manager in the same run
 	@e2e/bench/run
 
-bench-revocation: ## from a CertificateRevocation to a refused handshake in nginx, HAProxy and Envoy; ten minutes
+bench-revocation: ## from a CertificateRevocation to a refused handshake in nginx, HAProxy and Envoy; a quarter of an hour
 	@e2e/bench/revocation
 
 bench-crl: ## CRLs of a million entries, with Go and OpenSSL in the same run

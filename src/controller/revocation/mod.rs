@@ -1,6 +1,6 @@
 //! Carries out `CertificateRevocation`s: ledger first, then the CRL, then the status that says so.
 //!
-//! Two loops, since a thousand may be asked for at once: [`record`] writes what is revoked into the
+//! Two loops, since thousands may be asked for at once: [`record`] writes what is revoked into the
 //! ledger, very many at a time, as these share a write; [`tell`] writes a status for each, and no
 //! certificate stays good because of the paperwork of others.
 

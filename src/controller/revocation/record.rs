@@ -21,7 +21,7 @@ use crate::plan::ledger::{CaKey, Record};
 pub const NAME: &str = super::NAME;
 
 /// As many are recorded at once. They wait for one write of the ledger together.
-pub const CONCURRENCY: usize = 1024;
+pub const CONCURRENCY: usize = 8192;
 
 /// A new certificate that is waited for wakes its revocation; this is for what nobody saw.
 const AWAITING: Duration = Duration::from_secs(30);
