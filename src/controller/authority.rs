@@ -141,8 +141,12 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     }
     decision.rotating.type_ = ROTATING;
     let mut conditions = vec![ready, decision.rotating];
-    if let Some(signing) = &signing {
-        let bytes = signing.secret_bytes(context.stores.crl_copies(&key.name));
+    let crl = signing.as_ref().map(|signing| {
+        let published = &signing.active().published;
+        let secret_bytes = signing.secret_bytes(context.stores.crl_copies(&key.name));
+        CrlView { facts: &published.facts, bytes: published.bytes, secret_bytes }
+    });
+    if let Some(CrlView { secret_bytes: bytes, .. }) = crl {
         context
             .metrics
             .crl_headroom
@@ -150,8 +154,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             .set(headroom::bytes_left(bytes));
         conditions.push(headroom::condition(bytes, authority.spec.crl.max_entries));
     }
-    let later =
-        put_status(&context, &authority, &cas, signing.as_deref(), &conditions, now).await?;
+    let later = put_status(&context, &authority, &cas, crl, &conditions, now).await?;
     if orphans? {
         wait = wait.min(RESTORING);
     }
@@ -423,7 +426,7 @@ async fn put_status(
     context: &Context,
     authority: &ClientAuthority,
     cas: &[Ca],
-    signing: Option<&Signing>,
+    crl: Option<CrlView<'_>>,
     conditions: &[Wanted],
     now: Timestamp,
 ) -> Result<Option<Duration>, Error> {
@@ -443,14 +446,9 @@ async fn put_status(
             Some(GenerationView { number, state: ca.state, since, facts })
         })
         .collect();
-    let crl = signing.map(|signing| {
-        let published = &signing.active().published;
-        let copies = context.stores.crl_copies(&authority.name_any());
-        let (facts, bytes) = (&*published.facts, published.bytes);
-        CrlView { facts, bytes, secret_bytes: signing.secret_bytes(copies) }
-    });
+    let is_signing = crl.is_some();
     let mut wanted = status(authority, &views, crl, counts, conditions, now);
-    if signing.is_none() {
+    if !is_signing {
         wanted.crl.clone_from(&before.crl);
     }
     if wanted == before {

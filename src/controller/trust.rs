@@ -50,7 +50,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let trust = context.stores.trusts.get(&key);
     let Some(trust) = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none()) else {
         context.forget(NAME, &key);
-        detach(&context, &key).await?;
+        detach(&context, &key, &context.stores.all_routes()).await?;
         return Ok(Outcome::Settled);
     };
     if !context.is_current(NAME, &*trust) {
@@ -88,9 +88,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         })
         .collect();
     // The CRL first: nothing that fails further down may keep it from those who read it.
-    let prepared = put_secret(&context, &trust, secret(&trust, &authorities)).await;
-    let detached = detach(&context, &key).await;
-    let routes = served_routes(&context);
+    let routes = context.stores.all_routes();
+    let prepared = put_secret(&context, &trust, secret(&trust, &authorities), &routes).await;
+    let detached = detach(&context, &key, &routes).await;
+    let routes = served_routes(&context, routes);
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
     let mut world = World {
         trust: &trust,
@@ -194,9 +195,8 @@ async fn carry_out(context: &Context, edit: Edit) -> Result<Result<(), Wanted>, 
 
 /// Takes the trust off objects that carry its mark and are not its targets. What is open after that
 /// is open to everybody, so not the watch but the API server is asked whether the trust is gone.
-async fn detach(context: &Context, key: &Key) -> Result<(), Error> {
-    let marked: Vec<Value> = routes_of_namespace(context, &key.namespace)
-        .into_iter()
+async fn detach(context: &Context, key: &Key, routes: &[Value]) -> Result<(), Error> {
+    let marked: Vec<&Value> = of_namespace(routes, &key.namespace)
         .filter(|object| object["metadata"]["annotations"][annotation::TRUST] == key.name.as_str())
         .filter(|object| {
             let trust = context.stores.trusts.get(key);
@@ -213,11 +213,11 @@ async fn detach(context: &Context, key: &Key) -> Result<(), Error> {
         .map_err(|source| Error::Read { object: format!("ClientTrust {key}"), source })?;
     let trust = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none());
     for object in marked {
-        if trust.as_ref().is_some_and(|trust| names(trust, &object)) {
+        if trust.as_ref().is_some_and(|trust| names(trust, object)) {
             continue;
         }
         // A conflict here means that the object changed meanwhile: it is read again.
-        match ingress::detach(&key.name, &object) {
+        match ingress::detach(&key.name, object) {
             Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
             Edit::Replace(body) => apply::replace(&context.client, &body).await?,
             Edit::Nothing => continue,
@@ -234,15 +234,14 @@ fn names(trust: &ClientTrust, object: &Value) -> bool {
     })
 }
 
-fn routes_of_namespace(context: &Context, namespace: &str) -> Vec<Value> {
-    let all = context.stores.all_routes();
-    all.into_iter().filter(|object| object["metadata"]["namespace"] == namespace).collect()
+fn of_namespace<'a>(routes: &'a [Value], namespace: &str) -> impl Iterator<Item = &'a Value> {
+    routes.iter().filter(move |object| object["metadata"]["namespace"] == namespace)
 }
 
 /// Every route with the data plane that serves it. One whose class is nobody's that we know concerns none.
-fn served_routes(context: &Context) -> Vec<(&'static DataPlane, Value)> {
+fn served_routes(context: &Context, routes: Vec<Value>) -> Vec<(&'static DataPlane, Value)> {
     let served = |object: Value| Some((data_plane(context, &object).ok()?, object));
-    context.stores.all_routes().into_iter().filter_map(served).collect()
+    routes.into_iter().filter_map(served).collect()
 }
 
 async fn gather_targets<'a>(
@@ -291,8 +290,7 @@ async fn read_target(
 fn data_plane(context: &Context, object: &Value) -> Result<&'static DataPlane, String> {
     let kind = object["kind"].as_str().unwrap_or_default();
     if kind != "Ingress" {
-        let group = object["apiVersion"].as_str().and_then(|text| text.split_once('/'));
-        return ingress::by_kind(group.map_or("", |(group, _)| group), kind)
+        return ingress::by_object(object)
             .map(|(plane, _)| plane)
             .ok_or_else(|| format!("no data plane is known for kind {kind}"));
     }
@@ -337,6 +335,7 @@ async fn put_secret(
     context: &Context,
     trust: &ClientTrust,
     mut wanted: Secret,
+    routes: &[Value],
 ) -> Result<(), WriteError> {
     let (namespace, name) = (trust.namespace().unwrap_or_default(), wanted.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
@@ -358,7 +357,7 @@ async fn put_secret(
         }
         keep_later_crls(context, trust, &mut wanted, present);
     }
-    if reads_crl(context, trust) {
+    if reads_crl(context, trust, routes) {
         close_without_crl(&mut wanted);
     }
     if let Some(present) = present {
@@ -382,13 +381,13 @@ async fn put_secret(
 }
 
 /// Does a data plane refuse revoked certificates by the CRLs in the trust's Secret, and by nothing else?
-fn reads_crl(context: &Context, trust: &ClientTrust) -> bool {
-    let routes = routes_of_namespace(context, &trust.namespace().unwrap_or_default());
+fn reads_crl(context: &Context, trust: &ClientTrust, routes: &[Value]) -> bool {
+    let namespace = trust.namespace().unwrap_or_default();
     let by_crl = |object: &Value| {
         data_plane(context, object)
             .is_ok_and(|plane| matches!(plane.revocation, Revocation::ByCrl(_)))
     };
-    routes.iter().any(|object| names(trust, object) && by_crl(object))
+    of_namespace(routes, &namespace).any(|object| names(trust, object) && by_crl(object))
 }
 
 /// This process may not have seen the newest CRL yet, which another leader, or an earlier process, put

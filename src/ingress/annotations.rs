@@ -16,8 +16,8 @@ pub fn attach(request: &Request<'_>, target: &Value, mut wanted: Value) -> Edit 
     Edit::Apply(applied(target, json!({"annotations": wanted})))
 }
 
-/// Takes the trust off an object that it was put on by server-side apply. Applying none of our fields removes those that we applied before; the
-/// version keeps it from removing what another trust applied since.
+/// Takes the trust off an object that it was put on by server-side apply. Applying none of our fields removes
+/// those that we applied before; the version keeps it from removing what another trust applied since.
 pub fn detach(target: &Value) -> Edit {
     let version = json!({"resourceVersion": target["metadata"]["resourceVersion"]});
     Edit::Apply(applied(target, version))

@@ -140,6 +140,12 @@ pub fn by_kind(group: &str, kind: &str) -> Option<(&'static DataPlane, &'static 
     })
 }
 
+/// The same of an object.
+pub fn by_object(object: &Value) -> Option<(&'static DataPlane, &'static Kind)> {
+    let (group, _) = object["apiVersion"].as_str()?.split_once('/')?;
+    by_kind(group, object["kind"].as_str()?)
+}
+
 /// Puts a trust on a target of this data plane.
 ///
 /// # Errors
@@ -150,7 +156,7 @@ pub fn attach(
     target: &Value,
 ) -> Result<Edit, FieldConflict> {
     // Two trusts write as the same field manager: to the API server there would be no conflict.
-    let mark = target["metadata"]["annotations"][annotation::TRUST].as_str();
+    let mark = annotations::value(target, annotation::TRUST);
     if let Some(other) = mark.filter(|mark| *mark != request.trust) {
         return Err(FieldConflict {
             field: annotations::field(annotation::TRUST),
@@ -163,12 +169,10 @@ pub fn attach(
 /// Takes a trust off an object that carries its mark. Nobody has to know which data plane an Ingress had:
 /// its class may be another one by now, and gone is whatever was applied.
 pub fn detach(trust: &str, object: &Value) -> Edit {
-    if object["metadata"]["annotations"][annotation::TRUST] != trust {
+    if annotations::value(object, annotation::TRUST) != Some(trust) {
         return Edit::Nothing;
     }
-    let (api_version, kind) = (object["apiVersion"].as_str(), object["kind"].as_str());
-    let group = api_version.and_then(|text| text.split_once('/')).map_or("", |(group, _)| group);
-    match by_kind(group, kind.unwrap_or_default()) {
+    match by_object(object) {
         Some((_, own)) => (own.detach)(trust, object),
         None => annotations::detach(object),
     }
