@@ -2,21 +2,19 @@
 //! nothing of Countersign decides by it.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{DeleteParams, Preconditions};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use tracing::{error, info, warn};
 
 use super::context::{Context, Generation};
 use super::error::{Error, chain};
-use super::publish::{apart, fetch, install, sweep};
+use super::publish::{apart, delete, fetch, get, install, make_beside, read_beside, sweep};
 use crate::api::{ClientAuthority, annotation};
 use crate::cluster::Key;
 use crate::pki::CertificateAuthority;
-use crate::pki::crl::{self, CrlError, CrlParams, Index};
+use crate::pki::crl::{self, CrlParams, Index};
 use crate::plan::delta::{Decision, Delta, decide, next_update, url_base};
 use crate::plan::ledger::CaKey;
-use crate::plan::publication::{Scope, head_name, part_names, render};
+use crate::plan::publication::{Scope, head_name, part_names};
 
 /// What stands in the cluster.
 #[derive(Default)]
@@ -80,9 +78,7 @@ async fn follow(
         let next_update = next_update(this_update, full_facts.next_update, refresh);
         let complete = CrlParams::complete(number, this_update, next_update);
         let params = CrlParams { base: Some(base), ..complete };
-        let crl::Encoded { der, cuts } = crl::encode(&ca, &params, &index)?;
-        crl::verify(&der, &ca, &params, index.serials(), &[])?;
-        Ok::<_, CrlError>(render(&key, Scope::Delta, &ca.certificate_pem(), &der, &cuts, number))
+        make_beside(&key, Scope::Delta, &ca, &params, &index)
     });
     let rendered = rendered.await?;
     install(context, &full.key, Scope::Delta, rendered, &parts, resource_version, now).await?;
@@ -95,11 +91,7 @@ async fn in_service(
     full: &Generation,
     name: String,
 ) -> Result<InService, Error> {
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
-    let found = api.get_opt(&name).await;
-    let found =
-        found.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
-    let Some(head) = found else { return Ok(InService::default()) };
+    let Some(head) = get(context, &name).await? else { return Ok(InService::default()) };
     let (resource_version, parts) = (head.resource_version(), part_names(&full.key, &head));
     let der = fetch(context, &full.key, head).await?;
     let ca = full.ca.clone();
@@ -113,15 +105,10 @@ async fn in_service(
     Ok(InService { published, parts, resource_version })
 }
 
-/// Reads a delta CRL that somebody published, with all the checks of one that is about to be.
 fn read(der: &[u8], ca: &CertificateAuthority) -> Result<(Delta, Index), String> {
-    let why = |error: CrlError| error.to_string();
-    let facts = crl::read(der).map_err(why)?;
-    let base = crl::base(der).map_err(why)?.ok_or("it is no delta CRL")?;
-    let complete = CrlParams::complete(facts.number, facts.this_update, facts.next_update);
-    let params = CrlParams { base: Some(base), ..complete };
-    crl::verify(der, ca, &params, facts.serials.iter().copied(), &[]).map_err(why)?;
-    let index = crl::index(der).ok_or("another encoder made it")?;
+    let base = crl::base(der).map_err(|error| error.to_string())?.ok_or("it is no delta CRL")?;
+    let (facts, index) =
+        read_beside(der, ca, |complete| CrlParams { base: Some(base), ..complete })?;
     Ok((Delta { number: facts.number, base }, index))
 }
 
@@ -131,11 +118,8 @@ async fn remove(context: &Context, key: &CaKey, now: Timestamp) {
     sweep(context, key, Scope::Delta, &[], now).await;
     let name = head_name(key, Scope::Delta);
     let Some(head) = context.stores.crls.get(&Key::new(&context.namespace, &name)) else { return };
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
-    let preconditions = Preconditions { uid: head.uid(), resource_version: None };
-    let params = DeleteParams::default().preconditions(preconditions);
-    match api.delete(&name, &params).await {
-        Ok(_) => info!(%key, "removed the delta CRL"),
+    match delete(context, &head.metadata).await {
+        Ok(()) => info!(%key, "removed the delta CRL"),
         Err(error) => warn!(name, error = chain(&error), "could not remove a delta CRL"),
     }
 }

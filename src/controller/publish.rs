@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, ResourceExt};
 use tracing::{error, info, warn};
@@ -17,7 +18,7 @@ use crate::cluster::Key;
 use crate::cluster::apply::{WriteError, write};
 use crate::metrics::authority as label;
 use crate::pki::authority::CaFacts;
-use crate::pki::crl::{CrlFacts, CrlParams, Entry, Index};
+use crate::pki::crl::{CrlError, CrlFacts, CrlParams, Entry, Index};
 use crate::pki::{CertificateAuthority, crl};
 use crate::plan::crl::Publication;
 use crate::plan::headroom::SECRET_LIMIT;
@@ -50,11 +51,7 @@ pub(super) async fn read(
     known: Option<&Published>,
 ) -> Result<Found, Error> {
     let name = head_name(key, Scope::Full);
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
-    let failed = |source| Error::Read { object: format!("ConfigMap {name}"), source };
-    let Some(head) = api.get_opt(&name).await.map_err(failed)? else {
-        return Ok(Found::Nothing(None));
-    };
+    let Some(head) = get(context, &name).await? else { return Ok(Found::Nothing(None)) };
     let resource_version = head.resource_version();
     if let Some(known) = known.filter(|known| known.resource_version == resource_version) {
         return Ok(Found::Crl(known.clone()));
@@ -95,21 +92,31 @@ pub(super) async fn read(
     Ok(Found::Crl(Published { ledger_position, ..found }))
 }
 
+/// Reads a ConfigMap of the operator's namespace.
+pub(super) async fn get(context: &Context, name: &str) -> Result<Option<ConfigMap>, Error> {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
+    let found = api.get_opt(name).await;
+    found.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })
+}
+
+/// Removes the ConfigMap of this metadata, and no later one of its name.
+pub(super) async fn delete(context: &Context, metadata: &ObjectMeta) -> Result<(), kube::Error> {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
+    let preconditions = Preconditions { uid: metadata.uid.clone(), resource_version: None };
+    let params = DeleteParams::default().preconditions(preconditions);
+    let name = metadata.name.as_deref().unwrap_or_default();
+    api.delete(name, &params).await.map(|_| ())
+}
+
 /// The CRL that a head publishes, DER, put together from its parts; or why that can't be done.
 pub(super) async fn fetch(
     context: &Context,
     key: &CaKey,
     head: ConfigMap,
 ) -> Result<Result<Vec<u8>, String>, Error> {
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     let names = part_names(key, &head);
-    let read = stream::iter(names.iter().cloned().map(|name| {
-        let api = api.clone();
-        async move {
-            let part = api.get_opt(&name).await;
-            part.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })
-        }
-    }));
+    let read = names.iter().cloned().map(|name| async move { get(context, &name).await });
+    let read = stream::iter(read);
     let read: Vec<Option<ConfigMap>> = read.buffered(AT_ONCE).try_collect().await?;
     let key = key.clone();
     let assembled = apart(move || {
@@ -214,6 +221,34 @@ pub(super) async fn install(
     Ok((parts, written.resource_version()))
 }
 
+/// Signs a CRL that goes beside the complete one, and checks it by independent code.
+pub(super) fn make_beside(
+    key: &CaKey,
+    scope: Scope,
+    ca: &CertificateAuthority,
+    params: &CrlParams<'_>,
+    index: &Index,
+) -> Result<Rendered, CrlError> {
+    let crl::Encoded { der, cuts } = crl::encode(ca, params, index)?;
+    crl::verify(&der, ca, params, index.serials(), &[])?;
+    Ok(render(key, scope, &ca.certificate_pem(), &der, &cuts, params.number))
+}
+
+/// Reads a CRL beside the complete one that somebody published, with all the checks of one that is about to
+/// be. `beside` makes of the parameters of a complete CRL those that it must have.
+pub(super) fn read_beside<'a>(
+    der: &[u8],
+    ca: &CertificateAuthority,
+    beside: impl FnOnce(CrlParams<'a>) -> CrlParams<'a>,
+) -> Result<(CrlFacts, Index), String> {
+    let why = |error: CrlError| error.to_string();
+    let facts = crl::read(der).map_err(why)?;
+    let complete = CrlParams::complete(facts.number, facts.this_update, facts.next_update);
+    crl::verify(der, ca, &beside(complete), facts.serials.iter().copied(), &[]).map_err(why)?;
+    let index = crl::index(der).ok_or("another encoder made it")?;
+    Ok((facts, index))
+}
+
 struct Made {
     facts: CrlFacts,
     index: Index,
@@ -260,16 +295,16 @@ pub(super) async fn sweep(
     named: &[&[String]],
     now: Timestamp,
 ) {
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     for part in context.stores.crls.list() {
         if !is_unused(key, scope, &part.metadata, named, now) {
             continue;
         }
-        let (name, uid) = (part.name_any(), part.uid());
-        let preconditions = Preconditions { uid, resource_version: None };
-        let params = DeleteParams::default().preconditions(preconditions);
-        if let Err(error) = api.delete(&name, &params).await {
-            warn!(name, error = chain(&error), "could not remove an old part of a CRL");
+        if let Err(error) = delete(context, &part.metadata).await {
+            warn!(
+                name = part.name_any(),
+                error = chain(&error),
+                "could not remove an old part of a CRL"
+            );
         }
     }
 }

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use tracing::{error, info};
 
 use super::context::{Context, Generation};
 use super::error::Error;
-use super::publish::{AT_ONCE, apart, fetch, has_parts, install};
+use super::publish::{AT_ONCE, apart, fetch, get, has_parts, install, make_beside, read_beside};
 use crate::api::ClientAuthority;
 use crate::cluster::Key;
-use crate::pki::crl::{self, CrlError, CrlNumber, CrlParams, Index};
+use crate::pki::crl::{CrlFacts, CrlNumber, CrlParams, Index};
 use crate::pki::{CertificateAuthority, Serial};
 use crate::plan::authority::crl_url;
-use crate::plan::publication::{Scope, head_name, part_names, render, shard_of};
+use crate::plan::publication::{Scope, head_name, part_names, shard_of};
 use crate::plan::shard::{self, Decision, decide, division};
 
 /// A shard as it stands in the cluster.
@@ -146,11 +145,7 @@ impl Division<'_> {
         if let Some(known) = is_known(&seen) {
             return Ok(Some(known));
         }
-        let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
-        let found = api.get_opt(&name).await;
-        let found =
-            found.map_err(|source| Error::Read { object: format!("ConfigMap {name}"), source })?;
-        let Some(head) = found else { return Ok(None) };
+        let Some(head) = get(context, &name).await? else { return Ok(None) };
         let resource_version = head.resource_version();
         if let Some(known) = is_known(&resource_version) {
             return Ok(Some(known));
@@ -182,9 +177,7 @@ impl Division<'_> {
         let rendered = apart(move || {
             let complete = CrlParams::complete(number, this_update, next_update);
             let params = CrlParams { distribution_point: Some(&url), ..complete };
-            let crl::Encoded { der, cuts } = crl::encode(&ca, &params, &index)?;
-            crl::verify(&der, &ca, &params, index.serials(), &[])?;
-            Ok::<_, CrlError>(render(&key, scope, &ca.certificate_pem(), &der, &cuts, number))
+            make_beside(&key, scope, &ca, &params, &index)
         });
         let rendered = rendered.await?;
         let (known, version) =
@@ -205,18 +198,9 @@ impl Division<'_> {
     }
 }
 
-/// Reads a shard that somebody published, with all the checks of one that is about to be.
 fn read(der: &[u8], ca: &CertificateAuthority, url: &str) -> Result<shard::Shard, String> {
-    let why = |error: CrlError| error.to_string();
-    let facts = crl::read(der).map_err(why)?;
-    let complete = CrlParams::complete(facts.number, facts.this_update, facts.next_update);
-    let params = CrlParams { distribution_point: Some(url), ..complete };
-    crl::verify(der, ca, &params, facts.serials.iter().copied(), &[]).map_err(why)?;
-    let index = crl::index(der).ok_or("another encoder made it")?;
-    Ok(shard::Shard {
-        number: facts.number,
-        this_update: facts.this_update,
-        next_update: facts.next_update,
-        entries: index.sha256(),
-    })
+    let of_shard = |complete| CrlParams { distribution_point: Some(url), ..complete };
+    let (CrlFacts { number, this_update, next_update, .. }, index) =
+        read_beside(der, ca, of_shard)?;
+    Ok(shard::Shard { number, this_update, next_update, entries: index.sha256() })
 }
