@@ -167,20 +167,9 @@ fn not_taken(request: &Request<'_>, target: &Value) -> Option<Exposure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::request;
     use super::super::{attach, detach};
     use super::*;
-    use crate::api::trust::ForwardIdentity;
-
-    fn request(mode: Mode) -> Request<'static> {
-        Request {
-            namespace: "shop",
-            trust: "clients",
-            mode,
-            forward_identity: ForwardIdentity::Native,
-            authorities: vec!["staff"],
-            gate_url: "http://gate.example:8081",
-        }
-    }
 
     fn proxy() -> Value {
         json!({

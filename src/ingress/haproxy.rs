@@ -168,20 +168,9 @@ fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) ->
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::request;
     use super::*;
     use crate::api::annotation;
-    use crate::api::trust::ForwardIdentity;
-
-    fn request(mode: Mode) -> Request<'static> {
-        Request {
-            namespace: "shop",
-            trust: "clients",
-            mode,
-            forward_identity: ForwardIdentity::Native,
-            authorities: vec!["staff"],
-            gate_url: "http://gate.example:8081",
-        }
-    }
 
     fn ingress(annotations: Value) -> Value {
         json!({

@@ -209,3 +209,20 @@ pub fn name_of(route: &Value) -> String {
     let metadata = &route["metadata"];
     format!("{} {}/{}", text(&route["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What adapters are given for a trust `clients` in the namespace `shop`.
+    pub fn request(mode: Mode) -> Request<'static> {
+        Request {
+            namespace: "shop",
+            trust: "clients",
+            mode,
+            forward_identity: ForwardIdentity::Native,
+            authorities: vec!["staff"],
+            gate_url: "http://gate.example:8081",
+        }
+    }
+}

@@ -272,17 +272,11 @@ fn hosts_of_rule(rule: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::request as of_trust;
     use super::*;
 
     fn request() -> Request<'static> {
-        Request {
-            namespace: "shop",
-            trust: "clients",
-            mode: Mode::Required,
-            forward_identity: ForwardIdentity::Native,
-            authorities: vec!["staff", "devices"],
-            gate_url: "http://gate.example:8081",
-        }
+        Request { authorities: vec!["staff", "devices"], ..of_trust(Mode::Required) }
     }
 
     fn ingress_route() -> Value {
