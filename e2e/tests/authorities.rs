@@ -15,13 +15,13 @@ use countersign::pki::crl;
 use countersign::pki::inspect::{certificates, inspect};
 use countersign::pki::verify::verify_client;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client};
 use serde_json::json;
 use tempfile::TempDir;
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::servers::{Server, curl, write_files, write_server_certificate};
 use support::traffic::{Mount, Traffic};
 use support::{ask, create, eventually, namespace, patch, wait_for};
@@ -36,11 +36,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let operator = Operator::start(&plane);
         let namespace = namespace(&client, "authorities").await;
         let folder = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use countersign::api::condition::{CANARY_PASSED, READY};
 use countersign::api::{ClientAuthority, ClientTrust};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use support::control_plane::{ControlPlane, fixture, free_ports};
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{Operator, control_plane};
 use support::servers::{Server, write_files, write_server_certificate};
 use support::{
     condition, create, delete, eventually, namespace, openssl, patch, try_create, wait_for,
@@ -54,11 +54,7 @@ struct Scene {
 
 impl Scene {
     async fn new(arguments: &[&str]) -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let operator = Operator::start_as(&plane, "controller", arguments);
         let namespace = namespace(&client, "canary").await;
         let folder = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");

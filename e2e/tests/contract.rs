@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client};
 use tempfile::TempDir;
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::servers::{Answer, Server, curl, write_files, write_server_certificate};
 use support::{ask, create, eventually, namespace, wait_for};
 
@@ -35,11 +35,7 @@ const IDENTITY: &str = "{metadata: {name: NAME}, spec: {authorityRef: {name: cli
 
 impl Scene {
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let operator = Operator::start(&plane);
         let namespace = namespace(&client, "contract").await;
         let authorities: Api<ClientAuthority> = Api::all(client.clone());

@@ -17,7 +17,7 @@ use countersign::pki::key::Encoding;
 use countersign::pki::name::{Attribute, Name};
 use countersign::pki::profile::{Profile, Usage};
 use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, certificate_pem};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{DynamicObject, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -27,7 +27,7 @@ use support::contour::Contour;
 use support::control_plane::ControlPlane;
 use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource};
 use support::haproxy_ingress::HaproxyIngress;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::pki::hours;
 use support::servers::{Answer, curl_at, curl_plain, write_files};
 use support::{condition, create, delete, eventually, namespace, patch, wait_for};
@@ -57,11 +57,7 @@ struct Scene<P> {
 impl<P: DataPlane> Scene<P> {
     /// The operator is there before the data plane, whose kinds it has to find later.
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let operator = Some(Operator::start(&plane));
         let namespace = namespace(&client, "shop").await;
         let data_plane = P::start(&plane, &client).await;
@@ -204,6 +200,27 @@ impl<P: DataPlane> Scene<P> {
 
     fn plain(&self, host: &str) -> u16 {
         curl_plain(self.data_plane.http(), host).status
+    }
+
+    /// The trust's Secret is deleted: put back, and while nobody does that the shop is closed. How a client is
+    /// refused then, and the status for one without a certificate, which is refused all the time.
+    async fn outlives_the_loss_of_the_secret(&mut self, refusal: Refusal, missing: u16) {
+        let secrets = self.api::<Secret>();
+        let uid = secrets.get("countersign-clients").await.expect("it").metadata.uid;
+        delete(&secrets, "countersign-clients").await;
+        eventually("the Secret is put back", || async {
+            assert_eq!(self.ask(None, &[]).status, missing, "meanwhile");
+            let now = secrets.get_opt("countersign-clients").await.expect("an answer")?;
+            (now.metadata.uid != uid).then_some(())
+        })
+        .await;
+        self.until("a valid certificate is let in", Some("good"), OPEN).await;
+        self.operator.take().expect("an operator").kill();
+        delete(&secrets, "countersign-clients").await;
+        self.until("without the Secret everybody is refused", Some("good"), refusal).await;
+        assert_eq!(self.ask(None, &[]).status, missing);
+        self.operator = Some(Operator::start(&self.plane));
+        self.until("a valid certificate is let in again", Some("good"), OPEN).await;
     }
 }
 
@@ -360,25 +377,7 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     let fronted = format!("Host: {HOST}");
     assert_eq!(scene.ask_at(OPEN_HOST, None, &[&fronted]).status, 421);
 
-    // The trust's Secret is deleted: put back, and while nobody does that the shop is closed.
-    let secrets = scene.api::<Secret>();
-    let uid = secrets.get("countersign-clients").await.expect("it").metadata.uid;
-    delete(&secrets, "countersign-clients").await;
-    eventually("the Secret is put back", || async {
-        assert_eq!(scene.ask(None, &[]).status, 496, "meanwhile");
-        let now = secrets.get_opt("countersign-clients").await.expect("an answer")?;
-        (now.metadata.uid != uid).then_some(())
-    })
-    .await;
-    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
-    scene.operator.take().expect("an operator").kill();
-    delete(&secrets, "countersign-clients").await;
-    scene
-        .until("without the Secret everybody is refused", Some("good"), HaproxyIngress::REVOKED)
-        .await;
-    assert_eq!(scene.ask(None, &[]).status, 496);
-    scene.operator = Some(Operator::start(&scene.plane));
-    scene.until("a valid certificate is let in again", Some("good"), OPEN).await;
+    scene.outlives_the_loss_of_the_secret(HaproxyIngress::REVOKED, 496).await;
 
     // A stranger takes an annotation away, which is restored, and then sets it, which is told.
     let verify = |value: Value| {
@@ -459,23 +458,7 @@ async fn contour_stays_closed_and_what_opens_it_is_told() {
     let fronted = format!("Host: {HOST}");
     assert_eq!(scene.ask_at(OPEN_HOST, None, &[&fronted]).status, 421);
 
-    // The trust's Secret is deleted: put back, and while nobody does that the shop is closed.
-    let secrets = scene.api::<Secret>();
-    let uid = secrets.get("countersign-clients").await.expect("it").metadata.uid;
-    delete(&secrets, "countersign-clients").await;
-    eventually("the Secret is put back", || async {
-        assert_eq!(scene.ask(None, &[]).status, 0, "meanwhile");
-        let now = secrets.get_opt("countersign-clients").await.expect("an answer")?;
-        (now.metadata.uid != uid).then_some(())
-    })
-    .await;
-    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
-    scene.operator.take().expect("an operator").kill();
-    delete(&secrets, "countersign-clients").await;
-    scene.until("without the Secret everybody is refused", Some("good"), Refusal::alert("")).await;
-    assert_eq!(scene.ask(None, &[]).status, 0);
-    scene.operator = Some(Operator::start(&scene.plane));
-    scene.until("a valid certificate is let in again", Some("good"), OPEN).await;
+    scene.outlives_the_loss_of_the_secret(Refusal::alert(""), 0).await;
     scene.ready().await;
 
     // A stranger takes a field away, which is restored, and then sets it, which is told.

@@ -28,7 +28,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::server::{Server, clock, curl};
 use support::{ask, create, delete, eventually, namespace, openssl, try_create, wait_for};
 
@@ -41,11 +41,7 @@ struct Scene {
 
 impl Scene {
     async fn new(identities: &[&str]) -> (Self, Operator) {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let operator = Operator::start(&plane);
         let authorities: Api<ClientAuthority> = Api::all(client.clone());
         create(

@@ -17,15 +17,17 @@ use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use countersign::pki::inspect::certificates;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use support::control_plane::{ControlPlane, Process, free_ports};
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{Operator, control_plane};
 use support::server::{Answer, Server, curl};
-use support::servers::{wait_until, write_files, write_server_certificate};
+use support::servers::{
+    envoy_address, envoy_config, envoy_typed, wait_until, write_files, write_server_certificate,
+};
 use support::{create, eventually, namespace, program, run, wait_for};
 
 /// An authority with clients, a server that answers for it, and a backend that tells what it was sent.
@@ -51,11 +53,7 @@ impl Scene {
     /// `good` and `stolen` are clients of the authority `clients`, which the gate is asked about, and `stranger` is
     /// one of another, which the data planes trust too.
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let server = Server::start(&plane, None);
         let gate = format!("--gate-url=http://127.0.0.1:{}", server.gate);
         let operator = Operator::start_as(&plane, "controller", &[&gate]);
@@ -331,18 +329,12 @@ fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
     let folder = scene.path(&format!("envoy-{mode:?}"));
     fs::create_dir_all(&folder).expect("a folder");
     let file = |name: &str| json!({ "filename": scene.path(name) });
-    let address =
-        |port: u16| json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } });
-    let typed = |name: &str, mut config: Value| {
-        config["@type"] = format!("type.googleapis.com/envoy.extensions.{name}").into();
-        config
-    };
-    let filter = |name: &str, kind: &str, config: Value| json!({ "name": name, "typed_config": typed(&format!("filters.http.{kind}"), config) });
+    let filter = |name: &str, kind: &str, config: Value| json!({ "name": name, "typed_config": envoy_typed(&format!("filters.http.{kind}"), config) });
     let cluster = |name: &str, port: u16| {
         json!({
             "name": name, "type": "STATIC", "connect_timeout": "1s",
             "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
-                { "endpoint": { "address": address(port) } }
+                { "endpoint": { "address": envoy_address(port) } }
             ] }] },
         })
     };
@@ -380,24 +372,9 @@ fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
             "validation_context": { "trusted_ca": file("ca.crt") },
         },
     });
-    let network = "filters.network.http_connection_manager.v3.HttpConnectionManager";
-    let config = json!({
-        "node": { "id": "e2e", "cluster": "e2e" },
-        "static_resources": {
-            "clusters": [cluster("gate", scene.server.gate), cluster("backend", scene.backend)],
-            "listeners": [{
-                "name": "clients",
-                "address": address(port),
-                "filter_chains": [{
-                    "transport_socket": {
-                        "name": "tls",
-                        "typed_config": typed("transport_sockets.tls.v3.DownstreamTlsContext", tls),
-                    },
-                    "filters": [{ "name": "http", "typed_config": typed(network, manager) }],
-                }],
-            }],
-        },
-    });
+    let mut config = envoy_config(port, tls, manager);
+    config["static_resources"]["clusters"] =
+        json!([cluster("gate", scene.server.gate), cluster("backend", scene.backend)]);
     let path = folder.join("envoy.json");
     fs::write(&path, config.to_string()).expect("written");
     let mut command = Command::new(program("envoy"));

@@ -22,18 +22,8 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::{create, delete, eventually, namespace, patch, try_create, wait_for};
-
-/// A control plane with our CRDs and the operator's namespace.
-async fn plane() -> (ControlPlane, Client) {
-    let plane = ControlPlane::start().await;
-    plane.install_crds().await;
-    let client = plane.client().await;
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
-    (plane, client)
-}
 
 async fn authority(client: &Client, name: &str) -> ClientAuthority {
     let api: Api<ClientAuthority> = Api::all(client.clone());
@@ -90,7 +80,7 @@ async fn ledger(client: &Client) -> Vec<Record> {
 
 #[tokio::test]
 async fn the_life_of_an_identity() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let ns = namespace(&client, "life").await;
@@ -190,7 +180,7 @@ async fn the_life_of_an_identity() {
 
 #[tokio::test]
 async fn rotation_replaces_key_and_certificate_before_they_expire() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let _operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let ns = namespace(&client, "rotate").await;
@@ -212,7 +202,7 @@ async fn rotation_replaces_key_and_certificate_before_they_expire() {
 
 #[tokio::test]
 async fn bad_input_gets_a_clear_answer() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let _operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let ns = namespace(&client, "bad").await;
@@ -425,7 +415,7 @@ fn ready_message(object: &impl support::HasConditions) -> String {
 
 #[tokio::test]
 async fn a_name_that_is_not_allowed_is_never_signed() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let _operator = Operator::start(&plane);
     let authorities = authority_that_allows(
         &client,
@@ -507,7 +497,7 @@ async fn a_name_that_is_not_allowed_is_never_signed() {
 
 #[tokio::test]
 async fn an_allow_that_does_not_compile_stops_signing_but_not_the_crl() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let authorities: Api<ClientAuthority> = Api::all(client.clone());
@@ -555,7 +545,7 @@ async fn ledger_of_issued(client: &Client) -> usize {
 
 #[tokio::test]
 async fn an_operator_of_some_namespaces_sees_the_labels_of_these() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let ns = namespace(&client, "inside").await;
     let operator = Operator::start_as(&plane, "limited", &["--watch-namespaces", &ns]);
     let allow = format!(
@@ -597,7 +587,7 @@ async fn an_operator_of_some_namespaces_sees_the_labels_of_these() {
 
 #[tokio::test]
 async fn a_steady_cluster_sees_no_write_also_after_a_restart() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let ns = namespace(&client, "steady").await;
@@ -664,7 +654,7 @@ async fn a_steady_cluster_sees_no_write_also_after_a_restart() {
 #[tokio::test]
 async fn killed_at_any_moment_of_a_rotation_key_and_leaf_match() {
     const KILLS: usize = 60;
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let operator = Operator::start(&plane);
     authority(&client, "clients").await;
     operator.stop();
@@ -741,7 +731,7 @@ async fn killed_at_any_moment_of_a_rotation_key_and_leaf_match() {
 
 #[tokio::test]
 async fn a_namespace_that_goes_burns_no_serial() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let _operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let ns = namespace(&client, "going").await;
@@ -759,7 +749,7 @@ async fn a_namespace_that_goes_burns_no_serial() {
 
 #[tokio::test]
 async fn two_replicas_have_one_ca_and_one_leader() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let first = Operator::start_as(&plane, "one", &[]);
     let second = Operator::start_as(&plane, "two", &[]);
     authority(&client, "clients").await;
@@ -781,7 +771,7 @@ async fn two_replicas_have_one_ca_and_one_leader() {
 
 #[tokio::test]
 async fn a_lost_ca_key_is_never_replaced_unasked() {
-    let (plane, client) = plane().await;
+    let (plane, client) = control_plane().await;
     let _operator = Operator::start(&plane);
     authority(&client, "clients").await;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);

@@ -15,12 +15,12 @@ use countersign::pki::{CertificateAuthority, Serial};
 use countersign::plan::ledger::{CaKey, Record, Revoked};
 use countersign::plan::publication::{assemble, part_bytes, part_names};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::{create, delete, eventually, namespace, wait_for};
 
 /// 49 octets each: more than an object holds, and several parts.
@@ -55,11 +55,7 @@ fn key() -> CaKey {
 
 #[tokio::test]
 async fn a_crl_that_outgrew_an_object_is_published_in_parts() {
-    let plane = ControlPlane::start().await;
-    plane.install_crds().await;
-    let client = plane.client().await;
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+    let (plane, client) = control_plane().await;
     let operator = Operator::start(&plane);
     let authorities: Api<ClientAuthority> = Api::all(client.clone());
     create(&authorities, "{metadata: {name: clients}, spec: {selfSigned: {commonName: Test CA}}}")

@@ -17,13 +17,13 @@ use countersign::pki::{Serial, crl};
 use countersign::plan::ledger::segment::{Chain, Draft, Segment, book, chain, render};
 use countersign::plan::ledger::{CaKey, Holder, Issued, Ledger, Record};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use support::control_plane::{ControlPlane, binary};
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::{condition, create, delete, eventually, namespace, patch, wait_for};
 
 const AUTHORITY: &str = "{metadata: {name: clients}, spec: {selfSigned: {commonName: Test CA}}}";
@@ -44,11 +44,7 @@ struct Crl {
 impl Scene {
     /// A control plane with an authority; the operator, which is returned too, works on it.
     async fn new(prefix: &str) -> (Self, Operator) {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let namespace = namespace(&client, prefix).await;
         let operator = Operator::start(&plane);
         let scene = Self { plane, client, namespace };

@@ -26,7 +26,7 @@ struct Place {
 impl Place {
     /// A control plane with an authority; the operator, which is returned too, works on it.
     async fn new(prefix: &str) -> (Self, Operator) {
-        let (plane, client) = plane().await;
+        let (plane, client) = control_plane().await;
         let operator = Operator::start(&plane);
         authority(&client, "clients").await;
         let namespace = namespace(&client, prefix).await;

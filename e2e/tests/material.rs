@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 use countersign::api::condition::READY;
 use countersign::api::{ClientAuthority, ClientIdentity, ClientTrust};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tempfile::TempDir;
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{Operator, control_plane};
 use support::servers::{Server, curl, curl_pkcs12, write_files, write_server_certificate};
 use support::{ask, create, delete, eventually, namespace, openssl, patch, try_create, wait_for};
 
@@ -32,11 +32,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let operator = Operator::start(&plane);
         let namespace = namespace(&client, "material").await;
         let authorities: Api<ClientAuthority> = Api::all(client.clone());

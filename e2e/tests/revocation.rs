@@ -26,7 +26,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 
 use support::control_plane::{ControlPlane, Process, binary, free_ports};
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::{
     condition, create, delete, eventually, namespace, openssl, patch, try_create, wait_for,
 };
@@ -46,11 +46,7 @@ impl Scene {
 
     /// The same, with arguments for the operator and what must be there before it starts.
     async fn with(arguments: &[&str], prepare: impl AsyncFnOnce(&Client)) -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         prepare(&client).await;
         let operator = Operator::start_as(&plane, "controller", arguments);
         let scene = Self { namespace: namespace(&client, "team").await, plane, client, operator };

@@ -33,13 +33,13 @@ use tempfile::TempDir;
 use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
 use countersign::pki::crl::CrlFacts;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::ListParams;
 use kube::{Api, Client};
 use serde_json::json;
 
 use support::control_plane::ControlPlane;
-use support::operator::{NAMESPACE, Operator};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::{condition, create, eventually, namespace, patch, program, run, wait_for};
 
 const LABEL: &str = "Countersign test";
@@ -535,11 +535,7 @@ struct Cluster {
 
 impl Cluster {
     async fn start() -> Self {
-        let plane = ControlPlane::start().await;
-        plane.install_crds().await;
-        let client = plane.client().await;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+        let (plane, client) = control_plane().await;
         let namespace = namespace(&client, "token").await;
         Self { plane, client, namespace, token: fresh_token() }
     }

@@ -4,10 +4,24 @@ use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+
 use super::control_plane::{ControlPlane, Process, binary, free_ports};
+use super::create;
 
 /// Namespace of the operator in tests.
 pub const NAMESPACE: &str = "countersign";
+
+/// A control plane with our kinds and the operator's namespace, and a client of it.
+pub async fn control_plane() -> (ControlPlane, Client) {
+    let plane = ControlPlane::start().await;
+    plane.install_crds().await;
+    let client = plane.client().await;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    create(&namespaces, &format!("metadata: {{name: {NAMESPACE}}}")).await;
+    (plane, client)
+}
 
 /// A running controller.
 pub struct Operator {

@@ -133,14 +133,38 @@ fn haproxy(folder: &Path, port: u16, sessions: Sessions) -> Command {
     command
 }
 
+/// An address of Envoy's configuration.
+pub fn envoy_address(port: u16) -> Value {
+    json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
+}
+
+/// The configuration of one of Envoy's extensions.
+pub fn envoy_typed(name: &str, mut config: Value) -> Value {
+    config["@type"] = format!("type.googleapis.com/envoy.extensions.{name}").into();
+    config
+}
+
+/// Envoy's configuration with one listener: by what it meets clients, and what it does with their requests.
+pub fn envoy_config(port: u16, tls: Value, manager: Value) -> Value {
+    let network = "filters.network.http_connection_manager.v3.HttpConnectionManager";
+    json!({
+        "node": { "id": "e2e", "cluster": "e2e" },
+        "static_resources": { "listeners": [{
+            "name": "clients",
+            "address": envoy_address(port),
+            "filter_chains": [{
+                "transport_socket": {
+                    "name": "tls",
+                    "typed_config": envoy_typed("transport_sockets.tls.v3.DownstreamTlsContext", tls),
+                },
+                "filters": [{ "name": "http", "typed_config": envoy_typed(network, manager) }],
+            }],
+        }] },
+    })
+}
+
 fn envoy(folder: &Path, port: u16, admin_port: u16, sessions: Sessions) -> Command {
     let file = |name: &str| json!({ "filename": folder.join(name) });
-    let address =
-        |port: u16| json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } });
-    let typed = |name: &str, mut config: Value| {
-        config["@type"] = format!("type.googleapis.com/envoy.extensions.{name}").into();
-        config
-    };
     // The validation context stands in a file of its own, so that Envoy follows the files that it names.
     let context = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
@@ -189,25 +213,11 @@ fn envoy(folder: &Path, port: u16, admin_port: u16, sessions: Sessions) -> Comma
             "routes": [{ "match": { "prefix": "/" }, "direct_response": hello }],
         }] },
         "http_filters": [{
-            "name": "router", "typed_config": typed("filters.http.router.v3.Router", json!({})),
+            "name": "router", "typed_config": envoy_typed("filters.http.router.v3.Router", json!({})),
         }],
     });
-    let network = "filters.network.http_connection_manager.v3.HttpConnectionManager";
-    let config = json!({
-        "node": { "id": "e2e", "cluster": "e2e" },
-        "admin": { "address": address(admin_port) },
-        "static_resources": { "listeners": [{
-            "name": "clients",
-            "address": address(port),
-            "filter_chains": [{
-                "transport_socket": {
-                    "name": "tls",
-                    "typed_config": typed("transport_sockets.tls.v3.DownstreamTlsContext", tls),
-                },
-                "filters": [{ "name": "http", "typed_config": typed(network, manager) }],
-            }],
-        }] },
-    });
+    let mut config = envoy_config(port, tls, manager);
+    config["admin"] = json!({ "address": envoy_address(admin_port) });
     let (path, log) = (folder.join("envoy.json"), folder.join("envoy.log"));
     fs::write(&path, config.to_string()).expect("written");
     let mut command = Command::new(program("envoy"));
