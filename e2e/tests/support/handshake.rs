@@ -134,6 +134,11 @@ impl Connection {
         }
         text
     }
+
+    /// Has the server closed it? OpenSSL's client ends with it.
+    pub fn is_closed(&mut self) -> bool {
+        self.client.try_wait().expect("a child").is_some()
+    }
 }
 
 impl Drop for Connection {
