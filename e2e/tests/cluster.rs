@@ -20,9 +20,11 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::api::{DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams,
+};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
@@ -226,9 +228,18 @@ async fn a1_the_examples_work_as_they_are() {
     apply("08-allow.yaml");
     wait_for(&identities, "tablet", READY, "True", "Issued").await;
     wait_for(&identities, "impostor", READY, "False", "NotAllowed").await;
-    for trust in ["shop", "catalogue"] {
+    apply("13-bundle.yaml");
+    for trust in ["shop", "catalogue", "workloads"] {
         wait_for(&trusts, trust, READY, "True", "Programmed").await;
     }
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), ns);
+    let bundle = maps.get("client-ca").await.expect("a bundle").data.expect("data");
+    assert!(bundle["ca.crt"].contains("CERTIFICATE") && bundle["ca.crl"].contains("X509 CRL"));
+    delete(&trusts, "workloads").await;
+    eventually("the bundle goes with its trust", || async {
+        maps.get_opt("client-ca").await.expect("an answer").is_none().then_some(())
+    })
+    .await;
     write_files(
         &secrets.get("laptop-tls").await.expect("a Secret"),
         &["tls.crt", "tls.key"],
@@ -659,10 +670,8 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
     for (verb, resource, group) in [
         ("delete", "secrets", ""),
         ("deletecollection", "secrets", ""),
-        // It may `get` the one that a canary's `serverCA` names.
-        ("list", "configmaps", ""),
-        ("watch", "configmaps", ""),
-        ("update", "configmaps", ""),
+        ("patch", "configmaps", ""),
+        ("deletecollection", "configmaps", ""),
         ("get", "pods", ""),
         ("create", "pods", ""),
         ("update", "clientidentities", "countersign.dev"),
@@ -722,6 +731,18 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
     as_controller.replace("ours", &PostParams::default(), &ours).await.expect("a Secret of ours");
     let kept = secrets.get("foreign").await.expect("a Secret");
     assert_eq!(kept.data.expect("data")["password"].0, b"theirs");
+
+    // The same of ConfigMaps.
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &ns);
+    let foreign = create(&maps, "{metadata: {name: foreign}, data: {theirs: 'yes'}}").await;
+    let as_controller: Api<ConfigMap> = Api::namespaced(client_as(CONTROLLER).await, &ns);
+    let replaced = as_controller.replace("foreign", &PostParams::default(), &foreign).await;
+    refused(replaced.expect_err("a foreign ConfigMap"));
+    let deleted = as_controller.delete("foreign", &DeleteParams::default()).await;
+    refused(deleted.expect_err("a foreign ConfigMap"));
+    let own = "{metadata: {name: own, labels: {app.kubernetes.io/managed-by: countersign}}}";
+    create(&as_controller, own).await;
+    as_controller.delete("own", &DeleteParams::default()).await.expect("a ConfigMap of ours");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LocalReference;
 use super::allow::Allow;
+use super::bundle::ClusterBundle;
 use super::duration::Duration;
 
 /// A certificate authority that signs client certificates and publishes their CRL.
@@ -72,6 +73,10 @@ pub struct ClientAuthoritySpec {
     /// every name, and the key usage `client auth`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<Allow>,
+    /// A ConfigMap with the CA certificates and the CRLs in each of these namespaces, for workloads that verify
+    /// clients by themselves. When it is not set there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<ClusterBundle>,
 }
 
 /// What a CA certificate made by Countersign says.

@@ -15,6 +15,8 @@ pub const RECORDED: &str = "Recorded";
 pub const PUBLISHED: &str = "Published";
 /// `CertificateRevocation`: every `ClientTrust` of the authorities has that CRL, or a later one, in force.
 pub const ENFORCED: &str = "Enforced";
+/// `ClientTrust`, `ClientAuthority`: what `spec.bundle` asks for is there and current. Present only with it.
+pub const BUNDLE_PUBLISHED: &str = "BundlePublished";
 /// `ClientTrust` target: the target exists and a known data plane serves it.
 pub const ACCEPTED: &str = "Accepted";
 /// `ClientTrust` target: the data plane's configuration is written.
@@ -53,6 +55,11 @@ impl Wanted {
     pub fn no(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
         Self { type_, status: false, reason, message: message.into() }
     }
+}
+
+/// The conditions without the one of a type that is present only when it is wanted.
+pub fn retain(current: &[Condition], type_: &str, wanted: bool) -> Vec<Condition> {
+    current.iter().filter(|known| wanted || known.type_ != type_).cloned().collect()
 }
 
 /// The conditions to write: those wanted, plus every one of other types that stood before (they are

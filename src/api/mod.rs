@@ -3,6 +3,7 @@
 
 pub mod allow;
 pub mod authority;
+pub mod bundle;
 pub mod canary;
 pub mod condition;
 pub mod duration;
@@ -35,7 +36,7 @@ pub mod label {
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// Its value on everything that Countersign owns.
     pub const MANAGED_BY_VALUE: &str = "countersign";
-    /// What an object in the operator's namespace holds: `ca`, `crl`, `crl-part` or `ledger`.
+    /// What an object holds: in the operator's namespace `ca`, `crl`, `crl-part` or `ledger`, elsewhere `bundle`.
     pub const COMPONENT: &str = "countersign.dev/component";
     /// The `ClientAuthority` that an object belongs to.
     pub const AUTHORITY: &str = "countersign.dev/authority";

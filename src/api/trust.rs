@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::AuthorityReference;
+use super::bundle::Bundle;
 use super::canary::{Canary, CanaryStatus};
 
 /// Trust in the clients of some authorities, put before some routes.
@@ -23,6 +24,10 @@ use super::canary::{Canary, CanaryStatus};
     doc = "A ClientTrust makes ingress routes ask for a client certificate, accept those of its authorities, and refuse revoked ones.",
     validation = Rule::new("size(self.metadata.name) <= 200 && !self.metadata.name.contains('.')")
         .message("metadata.name must be at most 200 characters and hold no dot: the data plane's objects are named after it"),
+    validation = Rule::new("(has(self.spec.targetRefs) && size(self.spec.targetRefs) > 0) || has(self.spec.bundle)")
+        .message("spec must say where the clients are trusted: set targetRefs, bundle or both"),
+    validation = Rule::new("!has(self.spec.bundle) || self.spec.bundle.kind != 'Secret' || self.spec.bundle.name != 'countersign-' + self.metadata.name")
+        .message("spec.bundle.name: the Secret of this name is the one that the data planes read; choose another"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
@@ -37,8 +42,9 @@ pub struct ClientTrustSpec {
     #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a.name == b.name))")
         .message("spec.authorities must not name an authority twice"))]
     pub authorities: Vec<AuthorityReference>,
-    /// The routes that ask for the certificate, in the same namespace.
-    #[schemars(length(min = 1, max = 16))]
+    /// The routes that ask for the certificate, in the same namespace. There can be none with `bundle`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a.kind == b.kind && a.name == b.name))")
         .message("spec.targetRefs must not name an object twice"))]
     pub target_refs: Vec<TargetReference>,
@@ -53,6 +59,10 @@ pub struct ClientTrustSpec {
     /// nothing is tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
+    /// An object with the CA certificates and the CRLs, for workloads that verify clients by themselves. When it
+    /// is not set there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<Bundle>,
 }
 
 /// What happens to a client that shows no certificate.

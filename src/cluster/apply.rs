@@ -73,8 +73,7 @@ pub async fn write<K: Namespaced>(client: &Client, object: &K) -> Result<K, Writ
     let name = object.name_any();
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let params =
-        PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let params = params();
     let result = if object.resource_version().is_some() {
         api.replace(&name, &params, object).await
     } else {
@@ -155,15 +154,33 @@ pub async fn apply_unforced(client: &Client, body: &Value) -> Result<(), WriteEr
 pub async fn replace(client: &Client, body: &Value) -> Result<(), WriteError> {
     let api = dynamic_api(client, body);
     let (name, object) = describe(body);
-    let typed: DynamicObject = serde_json::from_value(body.clone()).map_err(|source| {
-        WriteError::Api { object: object.clone(), source: kube::Error::SerdeError(source) }
-    })?;
-    let params =
-        PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    api.replace(name, &params, &typed)
+    let typed = typed(body, &object)?;
+    api.replace(name, &params(), &typed)
         .await
         .map(|_| ())
         .map_err(|error| WriteError::new(object, error))
+}
+
+/// Creates an object of ours, or replaces the one whose resourceVersion it carries.
+pub async fn put(client: &Client, body: &Value) -> Result<(), WriteError> {
+    if body["metadata"].get("resourceVersion").is_some() {
+        return replace(client, body).await;
+    }
+    let (_, object) = describe(body);
+    let typed = typed(body, &object)?;
+    let created = dynamic_api(client, body).create(&params(), &typed).await;
+    created.map(|_| ()).map_err(|error| WriteError::new(object, error))
+}
+
+fn params() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}
+
+fn typed(body: &Value, object: &str) -> Result<DynamicObject, WriteError> {
+    serde_json::from_value(body.clone()).map_err(|source| WriteError::Api {
+        object: object.to_owned(),
+        source: kube::Error::SerdeError(source),
+    })
 }
 
 /// Does `present` say everything that `wanted` says? Lists must be equal, maps may hold more.

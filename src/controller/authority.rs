@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 use rustls_pki_types::CertificateDer;
 use tracing::warn;
 
+use super::bundle::keep as keep_bundles;
 use super::context::{Allowed, Ca, Context, Generation, Signing};
 use super::crl;
 use super::delta;
@@ -153,6 +154,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             .get_or_create(&label(&key.name))
             .set(headroom::bytes_left(bytes));
         conditions.push(headroom::condition(bytes, authority.spec.crl.max_entries));
+    }
+    if let Some((told, again)) = keep_bundles(&context, &authority, now) {
+        wait = wait.min(again.unwrap_or(LONGEST));
+        conditions.push(told);
     }
     let later = put_status(&context, &authority, &cas, crl, &conditions, now).await?;
     if orphans? {

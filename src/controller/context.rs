@@ -60,6 +60,8 @@ pub struct Stores {
     pub secrets: Store<PartialObjectMeta<Secret>>,
     /// Metadata of the ConfigMaps that publish CRLs, and of those with their parts.
     pub crls: Store<PartialObjectMeta<ConfigMap>>,
+    /// Metadata of the ConfigMaps that are bundles.
+    pub bundles: Store<PartialObjectMeta<ConfigMap>>,
     /// All Ingresses.
     pub ingresses: Store<Ingress>,
     /// All IngressClasses.
@@ -93,6 +95,7 @@ impl Default for Stores {
                 Some(ca.authority.to_string())
             })),
             crls: Store::default(),
+            bundles: Store::default(),
             ingresses: Store::default(),
             ingress_classes: Store::default(),
             routes: ingress::kinds().map(|kind| (kind, Store::default())).collect(),
@@ -113,6 +116,7 @@ impl Stores {
             self.namespaces.ready(),
             self.secrets.ready(),
             self.crls.ready(),
+            self.bundles.ready(),
             self.ingresses.ready(),
             self.ingress_classes.ready(),
             join_all(self.routes.iter().map(|(_, routes)| routes.ready())),

@@ -11,10 +11,12 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
+use super::bundle;
 use super::context::{Ca, Context};
 use super::crl;
 use super::error::Error;
 use crate::api::authority::{CaKeyAlgorithm, CaState, Custody, NameConstraints, SelfSigned};
+use crate::api::bundle::BundleKind;
 use crate::api::condition::{READY, is_true, truncate};
 use crate::api::revocation::RevocationReason;
 use crate::api::{ClientAuthority, annotation, label};
@@ -222,9 +224,23 @@ fn lacks_bundle(context: &Context, authority: &str, bundle_hash: &str) -> Option
         }
         let namespace = trust.namespace().unwrap_or_default();
         let secret = object_name(&trust.name_any());
-        if holds(&namespace, &secret, &note, &mark) != Some(true) {
+        let lacks = |secret: &str| holds(&namespace, secret, &note, &mark) != Some(true);
+        let lacks_bundle = trust.spec.bundle.as_ref().is_some_and(|bundle| match bundle.kind {
+            BundleKind::Secret => lacks(&bundle.name),
+            BundleKind::ConfigMap => {
+                let map = context.stores.bundles.get(&Key::new(&namespace, &bundle.name));
+                map.is_none_or(|map| map.annotations().get(&note) != Some(&mark))
+            }
+        });
+        if lacks(&secret) || lacks_bundle {
             return Some(format!("ClientTrust {namespace}/{}", trust.name_any()));
         }
+    }
+    let found = context.stores.authorities.get(&Key::cluster(authority));
+    if let Some(bundle) = found.as_ref().and_then(|found| found.spec.bundle.as_ref())
+        && let Some(namespace) = bundle::spread(context, authority, bundle).1.first()
+    {
+        return Some(format!("ConfigMap {namespace}/{}", bundle.name));
     }
     for identity in context.stores.identities.list() {
         if identity.spec.authority_ref.name != authority

@@ -2,6 +2,7 @@
 
 mod adoption;
 pub mod authority;
+pub mod bundle;
 pub mod canary;
 mod compaction;
 pub mod context;

@@ -20,6 +20,8 @@ pub struct Queues {
     pub revocation_status: Queue,
     /// Trusts.
     pub trust: Queue,
+    /// Bundles of authorities: the namespace, and the name of the authority.
+    pub bundle: Queue,
     /// Canaries, by the trust that they try.
     pub canary: Queue,
 }
@@ -31,6 +33,7 @@ pub(super) struct Incoming {
     pub revocation: mpsc::UnboundedReceiver<(Key, Duration)>,
     pub revocation_status: mpsc::UnboundedReceiver<(Key, Duration)>,
     pub trust: mpsc::UnboundedReceiver<(Key, Duration)>,
+    pub bundle: mpsc::UnboundedReceiver<(Key, Duration)>,
     pub canary: mpsc::UnboundedReceiver<(Key, Duration)>,
 }
 
@@ -43,6 +46,7 @@ impl Incoming {
             &mut self.revocation,
             &mut self.revocation_status,
             &mut self.trust,
+            &mut self.bundle,
             &mut self.canary,
         ] {
             while queue.try_recv().is_ok() {}
@@ -57,15 +61,17 @@ pub(super) fn queues() -> (Queues, Incoming) {
     let (revocation, revocation_in) = Queue::new();
     let (revocation_status, revocation_status_in) = Queue::new();
     let (trust, trust_in) = Queue::new();
+    let (bundle, bundle_in) = Queue::new();
     let (canary, canary_in) = Queue::new();
     (
-        Queues { authority, identity, revocation, revocation_status, trust, canary },
+        Queues { authority, identity, revocation, revocation_status, trust, bundle, canary },
         Incoming {
             authority: authority_in,
             identity: identity_in,
             revocation: revocation_in,
             revocation_status: revocation_status_in,
             trust: trust_in,
+            bundle: bundle_in,
             canary: canary_in,
         },
     )

@@ -19,7 +19,7 @@ use super::context::{Context, Stores, index_key, revocation_keys};
 use super::queue;
 use super::queues::{Incoming, Queues, queues};
 use super::servers::Servers;
-use super::{authority, canary, compaction, identity, revocation, trust};
+use super::{authority, bundle, canary, compaction, identity, revocation, trust};
 use crate::api::condition::{RECORDED, is_true};
 use crate::api::{
     CertificateRevocation, CertificateRevocationStatus, ClientIdentity, annotation, label,
@@ -32,6 +32,7 @@ use crate::cluster::ledger::{LedgerError, LedgerHandle};
 use crate::cluster::store::Store;
 use crate::ingress::{Kind, traefik};
 use crate::metrics::Metrics;
+use crate::plan;
 use crate::plan::authority::key_of;
 use crate::token::Token;
 
@@ -211,6 +212,7 @@ async fn run_loops(
         control!(revocation::record, revocation, revocation::record::CONCURRENCY),
         control!(revocation::tell, revocation_status, concurrency),
         control!(trust, trust, 4),
+        control!(bundle, bundle, 8),
         control!(canary, canary, 4),
         compaction::run(context.clone(), stop.clone()),
     );
@@ -353,6 +355,23 @@ fn start_watches(
     let crls = all.clone().labels(&selector);
     tasks.spawn(stores.crls.watch(api, crls, slim, changed));
 
+    let bundles = format!("{},{}={}", label::SELECTOR, label::COMPONENT, plan::bundle::COMPONENT);
+    for api in scoped(client, &config.namespaces) {
+        let (queues, store) = (queues.clone(), stores.bundles.clone());
+        let changed = move |key: &Key, previous: Option<&PartialObjectMeta<ConfigMap>>| {
+            let now = store.get(key);
+            let owners = now.as_deref().or(previous).map(|map| map.owner_references().to_vec());
+            for owner in owners.into_iter().flatten() {
+                let queue = match owner.kind.as_str() {
+                    "ClientAuthority" => &queues.bundle,
+                    _ => &queues.trust,
+                };
+                queue.push(Key::new(&key.namespace, &owner.name));
+            }
+        };
+        tasks.spawn(stores.bundles.watch(api, all.clone().labels(&bundles), slim, changed));
+    }
+
     for api in scoped(client, &config.namespaces) {
         let changed = wake_trusts(queues, stores, stores.ingresses.clone());
         tasks.spawn(stores.ingresses.watch(api, all.clone(), slim, changed));
@@ -389,8 +408,8 @@ fn watch_namespaces(
         names => names.iter().map(one).collect(),
     };
     for watch in watches {
-        let (queue, identities) = (queues.identity.clone(), stores.identities.clone());
-        let store = stores.namespaces.clone();
+        let (queues, identities) = (queues.clone(), stores.identities.clone());
+        let (store, authorities) = (stores.namespaces.clone(), stores.authorities.clone());
         let changed = move |key: &Key, previous: Option<&PartialObjectMeta<Namespace>>| {
             let now = store.get(key);
             let seen = |namespace: &PartialObjectMeta<Namespace>| {
@@ -399,7 +418,12 @@ fn watch_namespaces(
             };
             // Everything is looked at anyway after the first lists.
             if store.is_complete() && previous.map(seen) != now.as_deref().map(seen) {
-                identities.keys_in(&key.name).into_iter().for_each(|key| queue.push(key));
+                identities.keys_in(&key.name).into_iter().for_each(|key| queues.identity.push(key));
+                let authorities = authorities.list();
+                for authority in authorities.iter().filter(|one| one.spec.bundle.is_some()) {
+                    queues.bundle.push(Key::new(&key.name, authority.name_any()));
+                    queues.authority.push(Key::of(&**authority));
+                }
             }
         };
         tasks.spawn(stores.namespaces.watch(Api::all(client.clone()), watch, slim, changed));

@@ -1,5 +1,6 @@
 //! Programs the data planes, and restores what was when a trust is gone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tracing::{debug, info};
 
+use super::bundle;
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
 use super::queue::Outcome;
@@ -20,7 +22,6 @@ use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DataPlane, Edit, Revocation};
-use crate::pki::crl_bundle;
 use crate::plan::crl::BACKDATE;
 use crate::plan::trust::{
     Anchor, Served, Target, World, close_without_crl, crl_keys, gate_lags, is_owned, plan, secret,
@@ -89,7 +90,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         .collect();
     // The CRL first: nothing that fails further down may keep it from those who read it.
     let routes = context.stores.all_routes();
-    let prepared = put_secret(&context, &trust, secret(&trust, &authorities), &routes).await;
+    let wanted = secret(&trust, &authorities);
+    let prepared = put_secret(&context, &trust, wanted.clone(), &routes).await;
+    let (bundle, bundled) = bundle::of_trust(&context, &trust, &wanted, prepared.as_ref()).await;
     let detached = detach(&context, &key, &routes).await;
     let routes = served_routes(&context, routes);
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
@@ -100,7 +103,8 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         routes: &routes,
         gate_url: &context.gate_url,
         canary: canary.as_ref(),
-        secret_in_place: prepared.is_ok(),
+        secret_in_place: prepared.is_ok() && bundle.as_ref().is_none_or(|bundle| bundle.status),
+        bundle: bundle.as_ref(),
         served: Served::Unasked,
         now: Timestamp::now(),
     };
@@ -108,7 +112,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
 
     // What the targets will refer to comes before them: never a route that names nothing.
     let prepared = match prepared {
-        Ok(()) => put_objects(&context, &trust, &plan.objects).await,
+        Ok(_) => put_objects(&context, &trust, &plan.objects).await,
         Err(error) => Err(error),
     };
     let mut refused = Ok(());
@@ -160,6 +164,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     put_status(&context, &trust, &told).await?;
     detached?;
     refused?;
+    bundled?;
     let wait = if conflict { CONFLICT } else { RESYNC };
     let lags = observed.is_some() && gate_lags(&told, &numbers);
     Ok(Outcome::After(if lags { wait.min(pace(&signing, world.now)) } else { wait }))
@@ -336,7 +341,7 @@ async fn put_secret(
     trust: &ClientTrust,
     mut wanted: Secret,
     routes: &[Value],
-) -> Result<(), WriteError> {
+) -> Result<BTreeMap<String, ByteString>, WriteError> {
     let (namespace, name) = (trust.namespace().unwrap_or_default(), wanted.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let object = format!("Secret {name}");
@@ -371,13 +376,14 @@ async fn put_secret(
             && present.metadata.labels.as_ref() == Some(&labels)
             && present.metadata.annotations.as_ref() == Some(&annotations)
         {
-            return Ok(());
+            return Ok(wanted.data.unwrap_or_default());
         }
         wanted.metadata.labels = Some(labels);
         wanted.metadata.annotations = Some(annotations);
         wanted.metadata.resource_version = present.resource_version();
     }
-    write(&context.client, &wanted).await.map(|_| ())
+    write(&context.client, &wanted).await?;
+    Ok(wanted.data.unwrap_or_default())
 }
 
 /// Does a data plane refuse revoked certificates by the CRLs in the trust's Secret, and by nothing else?
@@ -390,20 +396,15 @@ fn reads_crl(context: &Context, trust: &ClientTrust, routes: &[Value]) -> bool {
     of_namespace(routes, &namespace).any(|object| names(trust, object) && by_crl(object))
 }
 
-/// This process may not have seen the newest CRL yet, which another leader, or an earlier process, put
-/// into the Secret: it stays.
+/// A later CRL than this process has seen stays.
 fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, present: &Secret) {
     let crls = |secret: &Secret| secret.data.as_ref()?.get(secret_key::CRL).cloned();
     let (Some(ours), Some(in_service)) = (crls(wanted), crls(present)) else { return };
     if ours == in_service {
         return;
     }
-    let authorities = trust.spec.authorities.iter();
-    let signing: Vec<_> =
-        authorities.filter_map(|authority| context.signing(&authority.name)).collect();
-    let generations = signing.iter().flat_map(|signing| &signing.generations);
-    let cas: Vec<_> = generations.map(|one| &*one.ca).collect();
-    let kept = crl_bundle::keep_later(&ours.0, &in_service.0, &cas, Timestamp::now());
+    let authorities: Vec<_> = trust.spec.authorities.iter().map(|one| one.name.as_str()).collect();
+    let kept = bundle::later_crls(context, &authorities, ours.0.clone(), &in_service.0);
     if kept != ours.0 {
         info!("the Secret holds a later CRL than was seen here; it stays");
         set_crls(trust, wanted.data.get_or_insert_default(), &ByteString(kept));

@@ -191,6 +191,11 @@ fn unseen(field: &str, identity: &ClientIdentity) -> Refusal {
     Refusal::new(field, format!("Namespace {name:?} can't be seen, so its labels are not known"))
 }
 
+/// Does a selector match these labels?
+pub fn selects(labels: &LabelSelector, of: &BTreeMap<String, String>) -> bool {
+    selector(labels).matches(of)
+}
+
 fn selector(selector: &LabelSelector) -> Selector {
     let labels = selector.match_labels.iter();
     let labels = labels.map(|(key, value)| Requirement::Equal(key.clone(), value.clone()));

@@ -12,7 +12,7 @@ use super::headroom::percent_left;
 use super::ledger::CaKey;
 use super::publication::Scope;
 use crate::api::authority::{CaGeneration, CaState, CertificateCounts, CrlStatus};
-use crate::api::condition::{self, Wanted};
+use crate::api::condition::{self, BUNDLE_PUBLISHED, Wanted};
 use crate::api::{ClientAuthority, ClientAuthorityStatus, annotation, label};
 use crate::pki::authority::{AuthorityError, CaFacts, read_chain};
 use crate::pki::crl::CrlFacts;
@@ -297,9 +297,11 @@ pub fn status(
     let first = usize::from(shown.first().is_some_and(|one| one.state == CaState::Root));
     let excess = shown.len().saturating_sub(IN_STATUS);
     shown.drain(first..first + excess);
+    let bundled = conditions.iter().any(|wanted| wanted.type_ == BUNDLE_PUBLISHED);
+    let known = condition::retain(&current.conditions, BUNDLE_PUBLISHED, bundled);
     ClientAuthorityStatus {
         observed_generation: generation,
-        conditions: condition::merge(&current.conditions, conditions, generation, now),
+        conditions: condition::merge(&known, conditions, generation, now),
         generations: if shown.is_empty() { current.generations } else { shown },
         crl: crl.map(|CrlView { facts, bytes, secret_bytes }| CrlStatus {
             number: facts.number.0.to_string(),

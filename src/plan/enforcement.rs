@@ -203,6 +203,7 @@ mod tests {
                 mode: Mode::Required,
                 forward_identity: ForwardIdentity::default(),
                 canary: None,
+                bundle: None,
             },
         );
         trust.metadata.namespace = Some("shop".into());

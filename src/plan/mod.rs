@@ -4,6 +4,7 @@
 pub mod adoption;
 pub mod allow;
 pub mod authority;
+pub mod bundle;
 pub mod canary;
 pub mod cel;
 pub mod crl;

@@ -536,6 +536,7 @@ mod tests {
                 compromised_generations: vec![],
                 allow: None,
                 crl: Default::default(),
+                bundle: None,
             },
         )
     }

@@ -13,7 +13,9 @@ use serde_json::Value;
 use super::canary;
 use super::headroom::SECRET_LIMIT;
 use super::ledger::CaKey;
-use crate::api::condition::{self, ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted};
+use crate::api::condition::{
+    self, ACCEPTED, BUNDLE_PUBLISHED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted,
+};
 use crate::api::trust::{CrlInForce, ForwardIdentity, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation, object_name};
@@ -57,6 +59,8 @@ pub struct World<'a> {
     pub routes: &'a [(&'static DataPlane, Value)],
     /// Base URL of the gate.
     pub gate_url: &'a str,
+    /// What came of `spec.bundle`, if it is set.
+    pub bundle: Option<&'a Wanted>,
     /// What the canary has to tell that was not told yet.
     pub canary: Option<&'a canary::Report>,
     /// Does the trust's Secret hold what it should?
@@ -247,9 +251,13 @@ fn owned(trust: &ClientTrust, mut object: Value) -> Value {
 
 /// Is an existing object controlled by this trust?
 pub fn is_owned(trust: &ClientTrust, existing: &ObjectMeta) -> bool {
-    existing.owner_references.iter().flatten().any(|owner| {
-        owner.controller == Some(true) && Some(&owner.uid) == trust.metadata.uid.as_ref()
-    })
+    is_controlled(trust.metadata.uid.as_deref(), existing)
+}
+
+/// Is an existing object controlled by the owner with this UID?
+pub fn is_controlled(owner: Option<&str>, existing: &ObjectMeta) -> bool {
+    let mut owners = existing.owner_references.iter().flatten();
+    owners.any(|one| one.controller == Some(true) && Some(&*one.uid) == owner)
 }
 
 /// The status after the plan was carried out. `outcomes` holds, for each target, what kept it from
@@ -285,12 +293,16 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
             conditions: condition::merge(current, &wanted, generation, world.now),
         });
     }
+    if let Some(bundle) = world.bundle.filter(|bundle| !bundle.status) {
+        unready.push(bundle.message.clone());
+        first_reason = first_reason.or(Some(bundle.reason));
+    }
     let ready = if unready.is_empty() {
-        Wanted::yes(
-            READY,
-            Reason::Programmed.as_str(),
-            "every target refuses clients without a valid certificate and revoked ones",
-        )
+        let message = match world.bundle.filter(|_| targets.is_empty()) {
+            Some(bundle) => &bundle.message,
+            None => "every target refuses clients without a valid certificate and revoked ones",
+        };
+        Wanted::yes(READY, Reason::Programmed.as_str(), message)
     } else {
         let authority = authority_trouble.then_some(Reason::AuthorityNotReady.as_str());
         let reason = authority.or(first_reason).unwrap_or(Reason::NotProgrammed.as_str());
@@ -298,7 +310,9 @@ pub fn status(world: &World<'_>, outcomes: &[Result<(), Wanted>]) -> ClientTrust
         message.truncate(message.floor_char_boundary(1024));
         Wanted::no(READY, reason, message)
     };
-    let conditions = condition::merge(&before.conditions, &[ready], generation, world.now);
+    let known = condition::retain(&before.conditions, BUNDLE_PUBLISHED, world.bundle.is_some());
+    let wanted: Vec<_> = [ready].into_iter().chain(world.bundle.cloned()).collect();
+    let conditions = condition::merge(&known, &wanted, generation, world.now);
     let (conditions, canary) = canary::told(world.trust, world.canary, conditions, world.now);
     ClientTrustStatus {
         observed_generation: generation,
@@ -477,6 +491,7 @@ mod tests {
                 }],
                 mode: Mode::Required,
                 forward_identity: ForwardIdentity::Native,
+                bundle: None,
                 canary: None,
             },
         );
@@ -510,6 +525,7 @@ mod tests {
             }],
             routes,
             gate_url: "http://gate",
+            bundle: None,
             canary: None,
             secret_in_place: true,
             served: Served::Unasked,
