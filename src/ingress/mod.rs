@@ -34,6 +34,18 @@ impl Request<'_> {
     pub fn object_name(&self) -> String {
         object_name(self.trust)
     }
+
+    /// Where the gate answers a data plane that hands certificates over in this form.
+    pub fn gate_address(&self, form: &str) -> String {
+        let mode = match self.mode {
+            Mode::Required => "Required",
+            Mode::Optional => "Optional",
+        };
+        // Names of authorities are DNS labels: nothing to escape.
+        let authorities: String =
+            self.authorities.iter().map(|name| format!("&authority={name}")).collect();
+        format!("{}/gate/{form}?mode={mode}{authorities}", self.gate_url)
+    }
 }
 
 /// Name of the Secret with trust bundle and CRL, and of the data plane's objects, of a trust.

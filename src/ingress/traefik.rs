@@ -114,7 +114,7 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
 
 fn forward_auth(request: &Request<'_>) -> Value {
     let mut forward_auth = json!({
-        "address": gate_address(request),
+        "address": request.gate_address("traefik"),
         // Without it Traefik deletes every X-Forwarded header before it asks the gate.
         "trustForwardHeader": true,
         "authRequestHeaders": [CERTIFICATE_HEADER],
@@ -124,17 +124,6 @@ fn forward_auth(request: &Request<'_>) -> Value {
         forward_auth["authResponseHeaders"] = json!([CLIENT_CERT]);
     }
     forward_auth
-}
-
-fn gate_address(request: &Request<'_>) -> String {
-    let mode = match request.mode {
-        Mode::Required => "Required",
-        Mode::Optional => "Optional",
-    };
-    // Names of authorities are DNS labels: nothing to escape.
-    let authorities: String =
-        request.authorities.iter().map(|name| format!("&authority={name}")).collect();
-    format!("{}/gate/traefik?mode={mode}{authorities}", request.gate_url)
 }
 
 fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
