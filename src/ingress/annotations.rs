@@ -52,6 +52,16 @@ pub fn rule_hosts(ingress: &Value) -> impl Iterator<Item = &str> {
     rules.filter_map(|rule| rule["host"].as_str())
 }
 
+/// Where ACME's challenges are answered (RFC 8555 section 8.3), which some data planes leave open.
+pub const ACME: &str = "/.well-known/acme-challenge";
+
+/// The paths of an Ingress' rules.
+pub fn paths(ingress: &Value) -> impl Iterator<Item = &str> {
+    let rules = ingress["spec"]["rules"].as_array().into_iter().flatten();
+    let paths = rules.flat_map(|rule| rule["http"]["paths"].as_array().into_iter().flatten());
+    paths.filter_map(|path| path["path"].as_str())
+}
+
 /// Has every rule of an Ingress an exact host, and it no backend for all others?
 pub fn names_its_hosts(ingress: &Value) -> bool {
     let exact = |rule: &Value| rule["host"].as_str().is_some_and(|host| !host.starts_with('*'));

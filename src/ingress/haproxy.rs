@@ -22,6 +22,7 @@
 
 use serde_json::{Value, json};
 
+use super::annotations::ACME;
 use super::{DataPlane, Edit, Exposure, FieldConflict, Request, Revocation, annotations, name_of};
 use crate::api::trust::{Mode, Reason};
 
@@ -47,8 +48,6 @@ const STRICT: &str = "auth-tls-strict";
 const PASSTHROUGH: &str = "ssl-passthrough";
 const ALIASES: [&str; 2] = ["server-alias", "server-alias-regex"];
 const TCP_PORT: &str = "tcp-service-port";
-/// The default of `no-tls-redirect-locations`.
-const ACME: &str = "/.well-known/acme-challenge";
 
 fn wanted(request: &Request<'_>) -> [(&'static str, String); 5] {
     let verify = match request.mode {
@@ -129,10 +128,8 @@ fn exposure(_: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
         );
         return exposed(Reason::PlainHTTP, message);
     }
-    let rules = target["spec"]["rules"].as_array().into_iter().flatten();
-    let mut paths = rules.flat_map(|rule| rule["http"]["paths"].as_array().into_iter().flatten());
-    let acme = |path: &Value| path["path"].as_str().is_some_and(|path| path.starts_with(ACME));
-    if paths.any(acme) {
+    // The default of `no-tls-redirect-locations`.
+    if annotations::paths(target).any(|path| path.starts_with(ACME)) {
         let message = format!(
             "has a path that begins with {ACME}, which HAProxy Ingress serves over plain HTTP, where nobody is asked for a certificate; give it to an Ingress of its own"
         );

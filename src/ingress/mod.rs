@@ -4,6 +4,7 @@
 pub mod annotations;
 pub mod contour;
 pub mod haproxy;
+pub mod nginx;
 pub mod traefik;
 
 use serde_json::Value;
@@ -132,7 +133,7 @@ pub struct DataPlane {
 
 /// Every data plane that Countersign can program.
 pub const DATA_PLANES: &[&DataPlane] =
-    &[&traefik::TRAEFIK, &haproxy::HAPROXY_INGRESS, &contour::CONTOUR];
+    &[&traefik::TRAEFIK, &haproxy::HAPROXY_INGRESS, &contour::CONTOUR, &nginx::INGRESS_NGINX];
 
 /// The data plane that serves Ingresses of a class with this `spec.controller`.
 pub fn by_ingress_controller(controller: &str) -> Option<&'static DataPlane> {

@@ -445,17 +445,18 @@ fn exposure(world: &World<'_>, target: &Target<'_>) -> Option<Exposure> {
 
 fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
     let no = |reason: Reason, message| Wanted::no(REVOCATION_ENFORCED, reason.as_str(), message);
+    if let Some(exposure) = exposure {
+        return no(Reason::NotProgrammed, exposure.message.clone());
+    }
     match target.data_plane.as_ref().map(|plane| plane.revocation) {
-        // The gate refuses whom the data plane let past, too.
         Ok(Revocation::ViaGate) => Wanted::yes(
             REVOCATION_ENFORCED,
             Reason::ViaGate.as_str(),
             "the data plane has no CRL support; the gate refuses revoked certificates",
         ),
-        Ok(Revocation::ByCrl(_)) => match (exposure, too_large(&world.authorities)) {
-            (Some(exposure), _) => no(Reason::NotProgrammed, exposure.message.clone()),
-            (None, Some(message)) => no(Reason::CRLTooLarge, message),
-            (None, None) => Wanted::yes(
+        Ok(Revocation::ByCrl(_)) => match too_large(&world.authorities) {
+            Some(message) => no(Reason::CRLTooLarge, message),
+            None => Wanted::yes(
                 REVOCATION_ENFORCED,
                 Reason::ByCRL.as_str(),
                 "the data plane refuses revoked certificates by the CRLs in the trust's Secret",
@@ -623,7 +624,6 @@ mod tests {
         assert_eq!(condition(&ready, READY), ("True", "Programmed"));
         assert_eq!(condition(&ready, REVOCATION_ENFORCED), ("True", "ByCRL"));
         assert!(!is_gated(&ready.targets[0]));
-        // The gate would refuse all the same; here nobody does.
         let open = told(ANCHOR, json!({"rules": [{"host": host}]}));
         assert_eq!(condition(&open, PROGRAMMED), ("False", "PlainHTTP"));
         assert_eq!(condition(&open, REVOCATION_ENFORCED), ("False", "NotProgrammed"));

@@ -18,22 +18,28 @@ pub struct Form {
     read: fn(&str) -> Option<CertificateDer<'static>>,
     // A header with its own verdict, and what that must be.
     verdict: Option<(&'static str, &'static str)>,
+    // A header that says by which scheme the client came.
+    scheme: Option<&'static str>,
 }
 
 /// Traefik's PassTLSClientCert: base64 of the DER without armour, the leaf first, a chain separated by commas;
 /// some versions percent-encode it.
-pub const TRAEFIK: Form = Form { header: "x-forwarded-tls-client-cert", read: bare, verdict: None };
+pub const TRAEFIK: Form =
+    Form { header: "x-forwarded-tls-client-cert", read: bare, verdict: None, scheme: None };
 
 /// nginx, by the names of ingress-nginx: `$ssl_client_escaped_cert`, which is percent-encoded PEM, and
-/// `$ssl_client_verify`.
+/// `$ssl_client_verify`. Traefik, which takes the same annotations, leaves in what the client sent on a
+/// connection without TLS, and says so in `x-forwarded-proto`.
 pub const NGINX: Form = Form {
     header: "ssl-client-cert",
     read: escaped_pem,
     verdict: Some(("ssl-client-verify", "SUCCESS")),
+    scheme: Some("x-forwarded-proto"),
 };
 
 /// Envoy's x-forwarded-client-cert, of one element, with `Cert`: percent-encoded PEM.
-pub const ENVOY: Form = Form { header: "x-forwarded-client-cert", read: xfcc, verdict: None };
+pub const ENVOY: Form =
+    Form { header: "x-forwarded-client-cert", read: xfcc, verdict: None, scheme: None };
 
 impl Form {
     /// The certificate, if the client showed one. A header that comes twice, or can't be read, is none that the
@@ -42,6 +48,10 @@ impl Form {
         &self,
         headers: &HeaderMap,
     ) -> Result<Option<CertificateDer<'static>>, Refusal> {
+        let plain = |header| headers.get_all(header).iter().any(|scheme| scheme == "http");
+        if self.scheme.is_some_and(plain) {
+            return Err(Refusal::NotVerified);
+        }
         let mut values = headers.get_all(self.header).iter().filter(|value| !value.is_empty());
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() || value.len() > LIMIT {
@@ -195,6 +205,20 @@ mod tests {
             headers.insert("ssl-client-verify", verdict.parse().unwrap());
             let found = NGINX.certificate(&headers);
             assert_eq!(found.is_ok(), good, "{verdict}");
+        }
+    }
+
+    #[test]
+    fn nobody_shows_nginx_a_certificate_without_tls() {
+        let pem = escape(&certificate_pem(&sample_leaf(&sample())));
+        for certificate in ["", &*pem] {
+            let mut headers = HeaderMap::new();
+            headers.insert("ssl-client-cert", certificate.parse().unwrap());
+            assert!(NGINX.certificate(&headers).is_ok());
+            headers.append("x-forwarded-proto", HeaderValue::from_static("https"));
+            assert!(NGINX.certificate(&headers).is_ok());
+            headers.append("x-forwarded-proto", HeaderValue::from_static("http"));
+            assert_eq!(NGINX.certificate(&headers), Err(Refusal::NotVerified));
         }
     }
 
