@@ -11,9 +11,10 @@
 //!   Secret becomes empty (`controller/store/backend_ssl.go`, syncSecret); Traefik serves nothing there
 //!   (`pkg/provider/kubernetes/ingress-nginx/build.go`).
 //! - ingress-nginx takes `auth-tls-*` of the oldest Ingress of a host that has them, for the whole host
-//!   (`controller/controller.go`, getBackendServers), and `auth-url` per Ingress. To Traefik two Ingresses with
-//!   different ones have different TLS options; it then asks nobody, and the gate refuses all. So each
-//!   Ingress of a host has to be a target of the same trust. A canary has no say of its own in either.
+//!   (`controller/controller.go`, getBackendServers), and `auth-url` per Ingress. To
+//!   Traefik v3.7.13 two Ingresses that differ have different TLS options (`pkg/server/aggregator.go`): it asks
+//!   nobody, and the gate refuses all; v3.7.15 asks by those that are there. So each Ingress of a host has to
+//!   be a target of the same trust. A canary has no say of its own in either.
 //! - The plain port redirects also without `spec.tls`, since `force-ssl-redirect` is set. ingress-nginx
 //!   neither redirects nor asks the gate where a path begins with ACME's (`no-tls-redirect-locations`,
 //!   `no-auth-locations`). Where Traefik believes a client's `X-Forwarded-Proto` it does not redirect, and leaves
@@ -155,7 +156,7 @@ fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) ->
         .next()
         .or_else(|| [PASSTHROUGH, SERVER_SNIPPET].iter().find_map(overrules))?;
     Some(format!(
-        "{} has host {host:?}, too, and {found}: ingress-nginx takes that of the older Ingress for the whole host, and Traefik in its place asks none of its clients for a certificate; have the same ClientTrust name it and {}, without other settings, or serve one of both under another host",
+        "{} has host {host:?}, too, and {found}: ingress-nginx takes that of the older Ingress for the whole host, and Traefik in its place may ask none of its clients for a certificate; have the same ClientTrust name it and {}, without other settings, or serve one of both under another host",
         name_of(other),
         name_of(target)
     ))

@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Refusal, end, resource, told};
+use super::data_plane::{DataPlane, Refusal, end, kubectl, resource, told};
 use super::servers::{Answer, curl_plain};
 use super::{PATIENCE, eventually, openssl, program, run};
 
@@ -21,11 +21,6 @@ pub struct Contour {
     https: String,
     http: String,
     logs: [PathBuf; 2],
-}
-
-fn kubectl(arguments: &[&str], input: &str) {
-    let tools = std::env::var_os("COUNTERSIGN_TOOLS").map(PathBuf::from).expect("tools");
-    run(&tools.join("kubectl").display().to_string(), arguments, input);
 }
 
 impl DataPlane for Contour {
@@ -44,7 +39,7 @@ impl DataPlane for Contour {
         let kubeconfig = plane.kubeconfig("admin");
         let option = format!("--kubeconfig={}", kubeconfig.display());
         let crds = built.join("crds.yaml").display().to_string();
-        kubectl(&[&option, "apply", "--server-side", "-f", &crds], "");
+        kubectl(plane, &["apply", "--server-side", "-f", &crds], "");
         // Contour gives up when it does not find one of them.
         for (version, kind) in [
             ("projectcontour.io/v1", "HTTPProxy"),

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use super::control_plane::ControlPlane;
-use super::create;
 use super::servers::{Answer, write_server_certificate_for};
+use super::{create, run};
 
 /// The host of the shop; its certificate is good for every host beside it.
 pub const HOST: &str = "shop.example.com";
@@ -25,6 +25,8 @@ pub trait DataPlane: Sized {
     const NAME: &str;
     /// Group, version and kind of a route.
     const ROUTE: [&str; 3];
+    /// The reason of `RevocationEnforced`.
+    const ENFORCED: &str = "ByCRL";
     /// How a client is refused that has no certificate, one of another CA, one that has expired, a revoked one.
     const MISSING: Refusal;
     const UNKNOWN: Refusal;
@@ -63,22 +65,47 @@ pub fn resource<P: DataPlane>() -> ApiResource {
 /// How a client is refused: by an HTTP status, or by an alert, with the status 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal {
-    pub status: u16,
-    pub alert: &'static str,
+    status: u16,
+    alert: &'static str,
+    /// Or so.
+    other: Option<(u16, &'static str)>,
 }
 
 impl Refusal {
     pub const fn status(status: u16) -> Self {
-        Self { status, alert: "" }
+        Self { status, alert: "", other: None }
     }
 
     pub const fn alert(alert: &'static str) -> Self {
-        Self { status: 0, alert }
+        Self { status: 0, alert, other: None }
     }
 
-    pub fn is(self, answer: &Answer) -> bool {
-        answer.status == self.status && answer.body.contains(self.alert)
+    /// Either of both, as the one or the other comes first.
+    pub const fn or(self, other: Self) -> Self {
+        Self { other: Some((other.status, other.alert)), ..self }
     }
+
+    fn ways(&self) -> impl Iterator<Item = (u16, &'static str)> {
+        [(self.status, self.alert)].into_iter().chain(self.other)
+    }
+
+    pub fn is(&self, answer: &Answer) -> bool {
+        self.ways().any(|(status, alert)| answer.status == status && answer.body.contains(alert))
+    }
+
+    /// The same, or the end of the connection came before the alert.
+    pub fn may_be(&self, answer: &Answer) -> bool {
+        let lost = |(status, _)| answer.status == status && !answer.body.contains("alert");
+        self.is(answer) || self.ways().any(lost)
+    }
+}
+
+/// kubectl as an administrator.
+pub fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) {
+    let tools = std::env::var_os("COUNTERSIGN_TOOLS").map(PathBuf::from).expect("tools");
+    let kubeconfig = format!("--kubeconfig={}", plane.kubeconfig("admin").display());
+    let kubectl = tools.join("kubectl").display().to_string();
+    run(&kubectl, &[&[kubeconfig.as_str()], arguments].concat(), input);
 }
 
 /// Opens the shop, but for its route: the Secret `shop-server-tls` with its certificate, whose CA is `server.pem`

@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod scenarios;
 pub mod server;
 pub mod servers;
+pub mod traefik;
 pub mod traffic;
 
 use std::fmt::Debug;

@@ -51,6 +51,11 @@ impl Server {
 
     /// Ends it without warning.
     pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// The same, where others still ask for its ports.
+    pub fn end(&mut self) {
         self.process.0.kill().expect("it runs");
         self.process.0.wait().expect("it ends");
     }
