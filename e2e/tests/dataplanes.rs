@@ -5,12 +5,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use countersign::pki::crl::{self, CrlNumber};
 use countersign::pki::inspect::certificates;
 use countersign::pki::issue::{IssueRequest, issue};
 use countersign::pki::key::Encoding;
@@ -32,7 +34,7 @@ use support::pki::hours;
 use support::server::{Server, curl};
 use support::servers::{Answer, curl_at, curl_plain, write_files};
 use support::traefik::{IngressNginx, IngressRoutes, Ingresses, Provider, Traefik, ingress};
-use support::{condition, create, delete, eventually, namespace, patch, wait_for};
+use support::{condition, create, delete, eventually, namespace, patch, root, wait_for};
 
 /// A host beside it that asks nobody for a certificate.
 const OPEN_HOST: &str = "open.example.com";
@@ -134,12 +136,16 @@ impl<P: DataPlane> Scene<P> {
         write_files(&secret, &["tls.crt", "tls.key"], &self.path(name));
     }
 
-    /// A client certificate of the staff's CA that has expired.
-    async fn write_expired(&self, name: &str) {
+    /// The staff's CA.
+    async fn ca(&self) -> CertificateAuthority {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
         let secret = secrets.get("ca-staff-1").await.expect("the CA's Secret");
         let text = |key: &str| String::from_utf8(data(&secret, key).to_vec()).expect("PEM");
-        let authority = CertificateAuthority::from_pem(&text("tls.crt"), &text("tls.key"));
+        CertificateAuthority::from_pem(&text("tls.crt"), &text("tls.key")).expect("a CA")
+    }
+
+    /// A client certificate of the staff's CA that has expired.
+    async fn write_expired(&self, name: &str) {
         let key = PrivateKey::generate(KeyType::EcdsaP256);
         let request = IssueRequest {
             profile: &Profile {
@@ -153,7 +159,7 @@ impl<P: DataPlane> Scene<P> {
             not_after: hours(-1),
             crl_url: None,
         };
-        let leaf = issue(&authority.expect("a CA"), &request).expect("a certificate").der;
+        let leaf = issue(&self.ca().await, &request).expect("a certificate").der;
         fs::create_dir_all(self.path(name)).expect("a folder");
         fs::write(self.path(name).join("tls.crt"), certificate_pem(&leaf)).expect("written");
         let key = key.to_pem(Encoding::Pkcs8);
@@ -187,6 +193,14 @@ impl<P: DataPlane> Scene<P> {
         }
     }
 
+    /// What a client gets, as the table in README.md has it: the HTTP status, or `alert`.
+    fn cell(&self, identity: Option<&str>) -> String {
+        match self.ask(identity, &[]).status {
+            0 => "alert".to_owned(),
+            status => status.to_string(),
+        }
+    }
+
     /// Is a client answered so now? The end of the connection may come before the alert.
     fn expect(&self, what: &str, identity: Option<&str>, expected: Refusal) {
         let answer = self.ask(identity, &[]);
@@ -205,9 +219,24 @@ impl<P: DataPlane> Scene<P> {
         curl_plain(self.data_plane.http(), host).status
     }
 
+    /// Puts a CRL that has expired into the trust's Secret, under each of its keys.
+    async fn expire_the_crl(&self) {
+        let crl = crl::sign(&self.ca().await, CrlNumber(1), hours(-2), hours(-1), &[]);
+        let pem = crl::to_pem(&crl.expect("a CRL"));
+        let secrets = self.api::<Secret>();
+        let keys = secrets.get("countersign-clients").await.expect("it").data.expect("data");
+        let keys = keys.into_keys().filter(|key| key.contains("crl"));
+        let crls: BTreeMap<_, _> = keys.map(|key| (key, pem.clone())).collect();
+        patch(&secrets, "countersign-clients", json!({"stringData": crls})).await;
+    }
+
     /// The trust's Secret is deleted: put back, and while nobody does that the shop is closed. How everybody is
-    /// refused then.
-    async fn outlives_the_loss_of_the_secret(&mut self, refusal: Refusal) {
+    /// refused then. The same with a CRL that has expired, where one is read; how a good client is refused then.
+    async fn outlives_the_loss_of_the_secret(
+        &mut self,
+        refusal: Refusal,
+        expired: Option<Refusal>,
+    ) {
         let missing = P::MISSING.or(refusal);
         let secrets = self.api::<Secret>();
         let uid = secrets.get("countersign-clients").await.expect("it").metadata.uid;
@@ -220,6 +249,11 @@ impl<P: DataPlane> Scene<P> {
         .await;
         self.until("a valid certificate is let in", Some("good"), OPEN).await;
         self.operator.take().expect("an operator").kill();
+        if let Some(expired) = expired {
+            self.expire_the_crl().await;
+            self.until("the CRL has expired", Some("good"), expired).await;
+            self.expect("and who has no certificate is refused", None, missing);
+        }
         delete(&secrets, "countersign-clients").await;
         self.until("without the Secret everybody is refused", Some("good"), refusal).await;
         self.expect("and so is who has no certificate", None, missing);
@@ -309,6 +343,8 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     delete(&scene.api::<ClientIdentity>(), "lost").await;
     scene.until("the certificate of a deleted identity is refused", Some("lost"), P::REVOKED).await;
     scene.expect("nobody else is refused", Some("good"), OPEN);
+    let clients = [None, Some("good"), Some("stranger"), Some("late"), Some("stolen")];
+    let mut row: Vec<String> = clients.map(|client| scene.cell(client)).into();
 
     // Revoked, then reissued: the new one is good, the old one stays dead.
     delete(&scene.api::<CertificateRevocation>(), "stolen").await;
@@ -316,10 +352,12 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     scene.expect("the revoked certificate", Some("stolen"), P::REVOKED);
     scene.fetch("stolen").await;
     scene.until("the reissued certificate is let in", Some("stolen"), OPEN).await;
+    row.push(scene.cell(Some("stolen")));
 
     // Optional: without a certificate one gets in, and forging gains nothing.
     patch(&trusts, "clients", json!({"spec": {"mode": "Optional"}})).await;
     scene.until("no certificate is let in when it is optional", None, OPEN).await;
+    row.push(scene.cell(None));
     P::assert_told(&scene.ask(None, &forged), None);
     scene.expect("a good certificate is let in", Some("good"), OPEN);
     scene.expect("a revoked one is refused all the same", Some("lost"), P::REVOKED);
@@ -336,6 +374,12 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     .await;
     scene.until("the shop is open again", None, OPEN).await;
     scene.until("and asks for no certificate", Some("lost"), OPEN).await;
+
+    // What users are told is what was seen.
+    let row = format!("| {} | {} |", P::NAME, row.join(" | "));
+    println!("{row}");
+    let readme = fs::read_to_string(root().join("README.md")).expect("it");
+    assert!(readme.lines().any(|line| line == row), "README.md has not this row: {row}");
 }
 
 #[tokio::test]
@@ -407,7 +451,8 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     let fronted = format!("Host: {HOST}");
     assert_eq!(scene.ask_at(OPEN_HOST, None, &[&fronted]).status, 421);
 
-    scene.outlives_the_loss_of_the_secret(HaproxyIngress::REVOKED).await;
+    let refusal = HaproxyIngress::REVOKED;
+    scene.outlives_the_loss_of_the_secret(refusal, Some(refusal)).await;
 
     // A stranger takes an annotation away, which is restored, and then sets it, which is told.
     let verify = |value: Value| {
@@ -514,7 +559,7 @@ async fn traefik_in_place_of_ingress_nginx_stays_closed_and_what_opens_it_is_tol
     patch(&scene.api::<ClientTrust>(), "clients", mode("Required")).await;
     scene.until("no certificate is refused", None, Nginx::MISSING).await;
 
-    scene.outlives_the_loss_of_the_secret(Refusal::status(404)).await;
+    scene.outlives_the_loss_of_the_secret(Refusal::status(404), None).await;
     scene.ready().await;
 
     // A stranger takes an annotation away, which is restored, and then sets it, which is told. The gate is asked
@@ -593,7 +638,8 @@ async fn contour_stays_closed_and_what_opens_it_is_told() {
     let fronted = format!("Host: {HOST}");
     assert_eq!(scene.ask_at(OPEN_HOST, None, &[&fronted]).status, 421);
 
-    scene.outlives_the_loss_of_the_secret(Refusal::alert("")).await;
+    let expired = Refusal::alert("alert certificate expired");
+    scene.outlives_the_loss_of_the_secret(Refusal::alert(""), Some(expired)).await;
     scene.ready().await;
 
     // A stranger takes a field away, which is restored, and then sets it, which is told.
