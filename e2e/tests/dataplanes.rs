@@ -29,11 +29,12 @@ use support::contour::Contour;
 use support::control_plane::ControlPlane;
 use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource};
 use support::haproxy_ingress::HaproxyIngress;
+use support::ingress_nginx::IngressNginx;
 use support::operator::{NAMESPACE, Operator, control_plane};
 use support::pki::hours;
 use support::server::{Server, curl};
 use support::servers::{Answer, curl_at, curl_plain, write_files};
-use support::traefik::{IngressNginx, IngressRoutes, Ingresses, Provider, Traefik, ingress};
+use support::traefik::{self, IngressRoutes, Ingresses, Traefik, ingress};
 use support::{condition, create, delete, eventually, namespace, patch, root, wait_for};
 
 /// A host beside it that asks nobody for a certificate.
@@ -282,9 +283,14 @@ async fn contour_lets_in_whom_the_trust_names_and_nobody_who_is_revoked() {
 }
 
 #[tokio::test]
+async fn ingress_nginx_lets_in_whom_the_trust_names_and_nobody_who_is_revoked() {
+    lets_in_whom_the_trust_names_and_nobody_who_is_revoked::<IngressNginx>().await;
+}
+
+#[tokio::test]
 async fn traefik_in_place_of_ingress_nginx_lets_in_whom_the_trust_names_and_nobody_who_is_revoked()
 {
-    lets_in_whom_the_trust_names_and_nobody_who_is_revoked::<Traefik<IngressNginx>>().await;
+    lets_in_whom_the_trust_names_and_nobody_who_is_revoked::<Traefik<traefik::Nginx>>().await;
 }
 
 #[tokio::test]
@@ -343,6 +349,7 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     delete(&scene.api::<ClientIdentity>(), "lost").await;
     scene.until("the certificate of a deleted identity is refused", Some("lost"), P::REVOKED).await;
     scene.expect("nobody else is refused", Some("good"), OPEN);
+    scene.until("so it stays", Some("stolen"), P::REVOKED.at_last()).await;
     let clients = [None, Some("good"), Some("stranger"), Some("late"), Some("stolen")];
     let mut row: Vec<String> = clients.map(|client| scene.cell(client)).into();
 
@@ -393,8 +400,13 @@ async fn contour_follows_a_rotation_of_the_ca() {
 }
 
 #[tokio::test]
+async fn ingress_nginx_follows_a_rotation_of_the_ca() {
+    follows_a_rotation_of_the_ca::<IngressNginx>().await;
+}
+
+#[tokio::test]
 async fn traefik_in_place_of_ingress_nginx_follows_a_rotation_of_the_ca() {
-    follows_a_rotation_of_the_ca::<Traefik<IngressNginx>>().await;
+    follows_a_rotation_of_the_ca::<Traefik<traefik::Nginx>>().await;
 }
 
 #[tokio::test]
@@ -516,8 +528,27 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
 }
 
 #[tokio::test]
+async fn ingress_nginx_refuses_by_the_crl_too_and_stays_closed_without_the_gate() {
+    let mut scene = Scene::<IngressNginx>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.identity("stolen", "staff").await;
+    scene.trust().await;
+    scene.until("no certificate is refused", None, IngressNginx::MISSING).await;
+    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
+    assert_eq!(scene.plain(HOST), 308);
+    let revocation = "{metadata: {name: stolen}, spec: {identityRef: {name: stolen}}}";
+    create(&scene.api::<CertificateRevocation>(), revocation).await;
+    scene.until("the CRL refuses before the gate", Some("stolen"), Refusal::status(400)).await;
+    scene.outlives_the_loss_of_the_secret(Refusal::status(403), Some(Refusal::status(400))).await;
+    scene.gate.end();
+    scene.until("the gate is gone", Some("good"), Refusal::status(500)).await;
+    scene.expect("the CRL is not", Some("stolen"), Refusal::status(400));
+}
+
+#[tokio::test]
 async fn traefik_in_place_of_ingress_nginx_stays_closed_and_what_opens_it_is_told() {
-    type Nginx = Traefik<IngressNginx>;
+    type Nginx = Traefik<traefik::Nginx>;
     let mut scene = Scene::<Nginx>::new().await;
     scene.authority("staff").await;
     scene.identity("good", "staff").await;
@@ -586,7 +617,7 @@ async fn traefik_in_place_of_ingress_nginx_stays_closed_and_what_opens_it_is_tol
     scene.ready().await;
 
     // Another Ingress of the host that asks nobody. By its other host one sees that it is in force.
-    let mut other = ingress(IngressNginx::CLASS[0], "other", HOST, "/other");
+    let mut other = ingress("nginx", "other", HOST, "/other");
     let mut rule = other["spec"]["rules"][0].clone();
     rule["host"] = json!(OTHER_HOST);
     other["spec"]["rules"].as_array_mut().expect("rules").push(rule);

@@ -79,7 +79,7 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
 pub enum ForwardIdentity {
     /// By those of the data plane: `X-Forwarded-Tls-Client-Cert` and `X-Forwarded-Tls-Client-Cert-Info` of Traefik,
-    /// `X-SSL-Client-Cert` and others of HAProxy Ingress.
+    /// `X-SSL-Client-Cert` and others of HAProxy Ingress, `ssl-client-cert` and others of ingress-nginx.
     #[default]
     Native,
     /// By these, and by `Client-Cert` of RFC 9440, the client's certificate; where the data plane asks the gate.

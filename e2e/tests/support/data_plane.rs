@@ -80,9 +80,14 @@ impl Refusal {
         Self { status: 0, alert, other: None }
     }
 
-    /// Either of both, as the one or the other comes first.
+    /// Or so, until the data plane has everything.
     pub const fn or(self, other: Self) -> Self {
         Self { other: Some((other.status, other.alert)), ..self }
+    }
+
+    /// As it is when the data plane has everything.
+    pub const fn at_last(self) -> Self {
+        Self { other: None, ..self }
     }
 
     fn ways(&self) -> impl Iterator<Item = (u16, &'static str)> {

@@ -8,6 +8,7 @@ pub mod control_plane;
 pub mod data_plane;
 pub mod handshake;
 pub mod haproxy_ingress;
+pub mod ingress_nginx;
 pub mod observer;
 pub mod operator;
 pub mod pki;

@@ -37,9 +37,9 @@ pub trait Provider {
 }
 
 /// Ingresses of the class of ingress-nginx.
-pub struct IngressNginx;
+pub struct Nginx;
 
-impl Provider for IngressNginx {
+impl Provider for Nginx {
     const NAME: &str = "Traefik in place of ingress-nginx";
     const ROUTE: [&str; 3] = ["networking.k8s.io", "v1", "Ingress"];
     const OPTIONS: &[&str] = &[
