@@ -227,6 +227,10 @@ async fn an_object_that_is_somebody_elses_is_left_alone_and_a_bundle_without_sen
             "{authorities: [{name: staff}], bundle: {kind: Secret, name: countersign-clients}}",
             "the Secret of this name is the one that the data planes read",
         ),
+        (
+            "{authorities: [{name: staff}], bundle: {name: ca}, allow: {commonNames: [good]}}",
+            "give the bundle a ClientTrust of its own",
+        ),
         ("{authorities: [{name: staff}], bundle: {name: CA}}", "spec.bundle.name"),
         ("{authorities: [{name: staff}], bundle: {name: ca, crlKey: tls.crl}}", "crlKey"),
     ] {

@@ -261,6 +261,24 @@ impl<P: DataPlane> Scene<P> {
         self.operator = Some(start_operator(&self.plane, &self.gate));
         self.until("a valid certificate is let in again", Some("good"), OPEN).await;
     }
+
+    /// A trust that needs the gate lets nobody in here, not even who shows no certificate where that is optional.
+    /// How the good client is refused, and the status for nobody.
+    async fn lets_nobody_in_where_the_gate_decides(&self, refusal: Refusal, missing: u16) {
+        let trusts = self.api::<ClientTrust>();
+        let allow = json!({"spec": {"mode": "Optional", "allow": {"commonNames": ["good"]}}});
+        patch(&trusts, "clients", allow).await;
+        let trust = wait_for(&trusts, "clients", READY, "False", "AllowNotEnforced").await;
+        let told = &trust.status.expect("a status").targets[0].conditions;
+        let told = &condition(told, PROGRAMMED).expect("it").message;
+        assert!(told.contains("spec.allow") && told.contains(P::NAME), "{told}");
+        self.until("the good client is refused", Some("good"), refusal).await;
+        assert_eq!(self.ask(None, &[]).status, missing);
+        let before = json!({"spec": {"mode": "Required", "allow": null}});
+        patch(&trusts, "clients", before).await;
+        self.until("a valid certificate is let in again", Some("good"), OPEN).await;
+        assert_eq!(self.ask(None, &[]).status, missing);
+    }
 }
 
 fn start_operator(plane: &ControlPlane, gate: &Server) -> Operator {
@@ -465,6 +483,7 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
 
     let refusal = HaproxyIngress::REVOKED;
     scene.outlives_the_loss_of_the_secret(refusal, Some(refusal)).await;
+    scene.lets_nobody_in_where_the_gate_decides(HaproxyIngress::UNKNOWN, 496).await;
 
     // A stranger takes an annotation away, which is restored, and then sets it, which is told.
     let verify = |value: Value| {
@@ -671,6 +690,7 @@ async fn contour_stays_closed_and_what_opens_it_is_told() {
 
     let expired = Refusal::alert("alert certificate expired");
     scene.outlives_the_loss_of_the_secret(Refusal::alert(""), Some(expired)).await;
+    scene.lets_nobody_in_where_the_gate_decides(Refusal::alert(""), 0).await;
     scene.ready().await;
 
     // A stranger takes a field away, which is restored, and then sets it, which is told.

@@ -17,13 +17,15 @@ use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{PUBLISHED, READY};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use countersign::pki::inspect::certificates;
+use countersign::plan::gate::POLICIES;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use support::control_plane::{ControlPlane, Process, free_ports};
-use support::operator::{Operator, control_plane};
+use support::operator::{NAMESPACE, Operator, control_plane};
 use support::server::{Answer, Server, curl};
 use support::servers::{
     envoy_address, envoy_config, envoy_typed, wait_until, write_files, write_server_certificate,
@@ -38,7 +40,7 @@ struct Scene {
     server: Server,
     backend: u16,
     // Ended in this order.
-    _operator: Operator,
+    operator: Option<Operator>,
     plane: ControlPlane,
 }
 
@@ -54,7 +56,9 @@ impl Scene {
     /// one of another, which the data planes trust too.
     async fn new() -> Self {
         let (plane, client) = control_plane().await;
-        let server = Server::start(&plane, None);
+        grant(&client).await;
+        let kubeconfig = plane.kubeconfig("server").display().to_string();
+        let server = Server::start_in(&plane, None, &[("KUBECONFIG", kubeconfig)]);
         let gate = format!("--gate-url=http://127.0.0.1:{}", server.gate);
         let operator = Operator::start_as(&plane, "controller", &[&gate]);
         let namespace = namespace(&client, "gate").await;
@@ -66,7 +70,7 @@ impl Scene {
             files,
             server,
             backend: backend(),
-            _operator: operator,
+            operator: Some(operator),
             plane,
         };
         let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
@@ -191,14 +195,39 @@ impl Scene {
         }
     }
 
+    /// Asks until the answer has this status.
+    async fn until(
+        &self,
+        plane: &DataPlane,
+        client: Option<&str>,
+        headers: &[String],
+        status: u16,
+    ) -> Told {
+        let what = format!("{}: {client:?} gets {status}", plane.host);
+        eventually(&what, || async {
+            let told = self.ask(plane, client, headers);
+            (told.status == status).then_some(told)
+        })
+        .await
+    }
+
     /// After the revocation of `stolen`.
     async fn refused(&self, plane: &DataPlane) {
-        eventually("the stolen certificate is refused", || async {
-            (self.ask(plane, Some("stolen"), &[]).status == 403).then_some(())
-        })
-        .await;
+        self.until(plane, Some("stolen"), &[], 403).await;
         assert_eq!(self.ask(plane, Some("good"), &[]).status, 200);
     }
+}
+
+/// Gives the server the rights that the chart gives it, and no others.
+async fn grant(client: &Client) {
+    let roles: Api<Role> = Api::namespaced(client.clone(), NAMESPACE);
+    let rules = "[{apiGroups: [\"\"], resources: [configmaps], verbs: [get, list, watch]}, \
+                 {apiGroups: [\"\"], resources: [secrets], resourceNames: [countersign-gate-policies], verbs: [get, list, watch]}]";
+    create(&roles, &format!("{{metadata: {{name: server}}, rules: {rules}}}")).await;
+    let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), NAMESPACE);
+    let binding = "{metadata: {name: server}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: server}, \
+                   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: server}]}";
+    create(&bindings, binding).await;
 }
 
 /// What a client was told, and what its backend was told of it.
@@ -428,24 +457,32 @@ impl Scene {
         let kubeconfig = self.plane.kubeconfig("admin").display().to_string();
         run(&kubectl, &[&["--kubeconfig", &kubeconfig], arguments].concat(), input);
     }
+
+    /// Traefik's kinds and what its routes name; the backend's Service.
+    fn prepare_traefik(&self) -> String {
+        let crds = std::env::var("TRAEFIK_CRDS").expect(
+            "TRAEFIK_CRDS names no file; run `make test`, or TRAEFIK_CRDS=$(e2e/traefik/crds) cargo test --test gate",
+        );
+        self.kubectl(&["apply", "--server-side", "-f", &crds], "");
+        self.kubectl(
+            &["wait", "--for", "condition=Established", "--timeout", "60s", "-f", &crds],
+            "",
+        );
+        let (namespace, pem) = (&*self.namespace, self.path("server.pem").display().to_string());
+        let secret = ["create", "secret", "tls", "server", "--cert", &pem, "--key", &pem];
+        self.kubectl(&[&["-n", namespace], &secret[..]].concat(), "");
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: backend, namespace: {namespace}}}\n\
+             spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {}}}]}}\n---\n",
+            self.backend
+        )
+    }
 }
 
 #[tokio::test]
 async fn traefik_lets_in_whom_the_gate_lets_in_and_tells_the_backend_as_the_trust_says() {
     let scene = Scene::new().await;
-    let crds = std::env::var("TRAEFIK_CRDS").expect(
-        "TRAEFIK_CRDS names no file; run `make test`, or TRAEFIK_CRDS=$(e2e/traefik/crds) cargo test --test gate",
-    );
-    scene.kubectl(&["apply", "--server-side", "-f", &crds], "");
-    scene.kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", "-f", &crds], "");
-    let (namespace, pem) = (&*scene.namespace, scene.path("server.pem").display().to_string());
-    let secret = ["create", "secret", "tls", "server", "--cert", &pem, "--key", &pem];
-    scene.kubectl(&[&["-n", namespace], &secret[..]].concat(), "");
-    let service = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: backend, namespace: {namespace}}}\n\
-         spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {}}}]}}\n---\n",
-        scene.backend
-    );
+    let service = scene.prepare_traefik();
     let trusts = [
         ("required", "forwardIdentity: ClientCert"),
         ("optional", "mode: Optional\n  forwardIdentity: ClientCert"),
@@ -460,10 +497,7 @@ async fn traefik_lets_in_whom_the_gate_lets_in_and_tells_the_backend_as_the_trus
     let [required, optional, native] = ["required", "optional", "native"]
         .map(|name| traefik.programmed(&format!("{name}.example.com")));
     for plane in [&required, &optional, &native] {
-        eventually("Traefik knows the route", || async {
-            (scene.ask(plane, Some("good"), &[]).status == 200).then_some(())
-        })
-        .await;
+        scene.until(plane, Some("good"), &[], 200).await;
     }
     let own = ["X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info"];
     scene.story(&required, &optional, &own);
@@ -508,4 +542,100 @@ async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
             assert_eq!(scene.ask(&plane, client, &[]).status, status);
         }
     }
+}
+
+/// The keys of the Secret that holds the gate's policies.
+async fn policies(scene: &Scene) -> Vec<String> {
+    let secrets: Api<Secret> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let found = secrets.get_opt(POLICIES).await.expect("an answer");
+    found.into_iter().flat_map(|secret| secret.data.unwrap_or_default().into_keys()).collect()
+}
+
+#[tokio::test]
+async fn only_those_whom_the_trust_allows_get_in() {
+    let mut scene = Scene::new().await;
+    let service = scene.prepare_traefik();
+    let trusts = [
+        guarded(&scene, "exact", "allow: {uris: ['spiffe://example.com/good']}"),
+        guarded(&scene, "wild", "mode: Optional\n  allow: {uris: ['spiffe://example.com/*']}"),
+        guarded(&scene, "open", "mode: Required"),
+    ];
+    scene.kubectl(&["apply", "-f", "-"], &(service + &trusts.concat()));
+    for name in ["exact", "wild", "open"] {
+        wait_for(&scene.api::<ClientTrust>(), name, READY, "True", "Programmed").await;
+    }
+    let traefik = traefik(&scene);
+    let [exact, wild, open] =
+        ["exact", "wild", "open"].map(|name| traefik.programmed(&format!("{name}.example.com")));
+    for plane in [&exact, &wild, &open] {
+        scene.until(plane, Some("good"), &[], 200).await;
+    }
+    assert_eq!(
+        policies(&scene).await,
+        ["exact", "wild"].map(|t| format!("{}.{t}", scene.namespace))
+    );
+    let told = scene.ask(&exact, Some("stolen"), &[]);
+    assert_eq!(told.status, 403);
+    assert!(told.tells("not allowed here"), "{told:?}");
+    assert_eq!(scene.ask(&exact, None, &[]).status, 0);
+    let forged =
+        [format!("X-Forwarded-Tls-Client-Cert: {}", scene.client_cert("good").trim_matches(':'))];
+    assert_eq!(scene.ask(&exact, Some("stolen"), &forged).status, 403);
+    for client in [Some("stolen"), None] {
+        assert_eq!(scene.ask(&wild, client, &[]).status, 200);
+    }
+
+    // The list changes while the route stays as it is.
+    let trust = |allow: Value| json!({ "spec": { "allow": { "uris": allow } } }).to_string();
+    let patch = |name: &str, change: &str| {
+        let arguments =
+            ["-n", &scene.namespace, "patch", "clienttrust", name, "--type=merge", "-p"];
+        scene.kubectl(&[&arguments[..], &[change]].concat(), "");
+    };
+    patch("wild", &trust(json!(["spiffe://example.com/stolen"])));
+    scene.until(&wild, Some("good"), &[], 403).await;
+    assert_eq!(scene.ask(&wild, Some("stolen"), &[]).status, 200);
+    // It goes, and comes back.
+    patch("wild", &json!({ "spec": { "allow": null } }).to_string());
+    scene.until(&wild, Some("good"), &[], 200).await;
+    eventually("its policy is gone", || async {
+        (policies(&scene).await == [format!("{}.exact", scene.namespace)]).then_some(())
+    })
+    .await;
+    patch("wild", &trust(json!(["spiffe://example.com/good"])));
+    scene.until(&wild, Some("stolen"), &[], 403).await;
+    scene.until(&wild, Some("good"), &[], 200).await;
+
+    // Without the policies nobody gets in but where there is none; the controller puts them back.
+    scene.operator.take().expect("it runs").kill();
+    let home = ["-n", NAMESPACE];
+    scene.kubectl(&[&home[..], &["delete", "secret", POLICIES]].concat(), "");
+    for plane in [&exact, &wild] {
+        let told = scene.until(plane, Some("good"), &[], 403).await;
+        assert!(told.tells("policy of this route is not known"), "{told:?}");
+    }
+    assert_eq!(scene.ask(&open, Some("good"), &[]).status, 200);
+    let gate = format!("--gate-url=http://127.0.0.1:{}", scene.server.gate);
+    scene.operator = Some(Operator::start_as(&scene.plane, "controller", &[&gate]));
+    for plane in [&exact, &wild] {
+        scene.until(plane, Some("good"), &[], 200).await;
+        assert_eq!(scene.ask(plane, Some("stolen"), &[]).status, 403);
+    }
+    scene.kubectl(&[&home[..], &["delete", "secret", POLICIES]].concat(), "");
+    eventually("the policies are back", || async {
+        (policies(&scene).await.len() == 2).then_some(())
+    })
+    .await;
+    scene.until(&exact, Some("good"), &[], 200).await;
+
+    scene.revoke("good").await;
+    let told = scene.until(&exact, Some("good"), &[], 403).await;
+    assert!(told.tells("revoked"), "{told:?}");
+    // With the trust its policy goes.
+    scene.kubectl(&["-n", &scene.namespace, "delete", "clienttrust", "exact"], "");
+    scene.until(&exact, None, &[], 200).await;
+    eventually("its policy is gone", || async {
+        (policies(&scene).await == [format!("{}.wild", scene.namespace)]).then_some(())
+    })
+    .await;
 }

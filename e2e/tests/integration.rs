@@ -349,6 +349,24 @@ async fn bad_input_gets_a_clear_answer() {
         try_create(&trusts, &trust_yaml(gateway, "clients")).await.expect_err("a Gateway");
     assert!(message.contains("targetRefs must name an Ingress"), "{message}");
 
+    let ingress = "{group: networking.k8s.io, kind: Ingress, name: i}";
+    for (allow, words) in [
+        ("{}", "spec.allow must name clients"),
+        ("{uris: []}", "spec.allow.uris"),
+        ("{uris: ['spiffe://example.com*']}", "an asterisk may only be the last character"),
+        ("{uris: ['spiffe://*/shop']}", "an asterisk may only be the last character"),
+        ("{uris: ['no scheme']}", "spec.allow.uris must hold absolute ASCII URIs"),
+        ("{dnsNames: ['*']}", "spec.allow.dnsNames must hold DNS names"),
+        ("{dnsNames: ['a.*.example.com']}", "spec.allow.dnsNames must hold DNS names"),
+        ("{emailAddresses: ['*@example.com']}", "without an asterisk"),
+        ("{commonNames: ['']}", "spec.allow.commonNames"),
+    ] {
+        let yaml =
+            trust_yaml(ingress, "clients").replace("spec: {", &format!("spec: {{allow: {allow}, "));
+        let message = try_create(&trusts, &yaml).await.expect_err(&yaml);
+        assert!(message.contains(words), "{yaml}\n{message}");
+    }
+
     // Told by a condition, with object and field.
     let message_of = async |name: &str, reason: &str| {
         let identity = wait_for(&identities, name, READY, "False", reason).await;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::AuthorityReference;
 use super::bundle::Bundle;
 use super::canary::{Canary, CanaryStatus};
+use super::gate::AllowedClients;
 
 /// Trust in the clients of some authorities, put before some routes.
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
@@ -26,6 +27,8 @@ use super::canary::{Canary, CanaryStatus};
         .message("metadata.name must be at most 200 characters and hold no dot: the data plane's objects are named after it"),
     validation = Rule::new("(has(self.spec.targetRefs) && size(self.spec.targetRefs) > 0) || has(self.spec.bundle)")
         .message("spec must say where the clients are trusted: set targetRefs, bundle or both"),
+    validation = Rule::new("!has(self.spec.bundle) || !has(self.spec.allow)")
+        .message("spec.bundle: whoever reads it takes every client of the authorities, whatever spec.allow says; give the bundle a ClientTrust of its own"),
     validation = Rule::new("!has(self.spec.bundle) || self.spec.bundle.kind != 'Secret' || self.spec.bundle.name != 'countersign-' + self.metadata.name")
         .message("spec.bundle.name: the Secret of this name is the one that the data planes read; choose another"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -51,6 +54,9 @@ pub struct ClientTrustSpec {
     /// What happens to a client that shows no certificate.
     #[serde(default)]
     pub mode: Mode,
+    /// Which clients of the authorities may pass; when it is not set, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<AllowedClients>,
     /// By which headers the backend is told who the client is. What a client sends in any of them never reaches
     /// it.
     #[serde(default)]
@@ -186,6 +192,10 @@ pub enum Reason {
     PlainHTTP,
     /// The data plane can't tell its backends who the client is in the way that `forwardIdentity` asks for.
     IdentityNotForwarded,
+    /// The data plane does not ask the gate, which decides by `allow`; nobody is let in there.
+    AllowNotEnforced,
+    /// The gate's policies don't fit a Secret, and this one is left out: nobody is let in.
+    PolicyTooLarge,
     /// An object of the name that we need exists and is not ours.
     NotOwned,
     /// The CRLs of its authorities don't fit a Secret.
@@ -208,6 +218,8 @@ impl Reason {
             Self::HostMissing => "HostMissing",
             Self::PlainHTTP => "PlainHTTP",
             Self::IdentityNotForwarded => "IdentityNotForwarded",
+            Self::AllowNotEnforced => "AllowNotEnforced",
+            Self::PolicyTooLarge => "PolicyTooLarge",
             Self::NotOwned => "NotOwned",
             Self::CRLTooLarge => "CRLTooLarge",
             Self::NotProgrammed => "NotProgrammed",

@@ -14,6 +14,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde_json::Value;
 
 use super::canary::{Canaries, Settings};
+use super::policies::Known;
 use super::queues::Queues;
 use super::servers::Servers;
 use super::shards::Shard;
@@ -384,6 +385,8 @@ pub struct Context {
     pub canary_settings: Settings,
     /// The canaries.
     pub canaries: Canaries,
+    /// The policies of the gate.
+    pub policies: tokio::sync::Mutex<Known>,
     /// Since when each revocation that is not in force yet could have been.
     pub revoking: Mutex<HashMap<Key, Instant>>,
 }

@@ -13,6 +13,7 @@ mod generations;
 pub mod identity;
 mod material;
 mod orphans;
+mod policies;
 mod probe;
 mod publish;
 pub mod queue;

@@ -19,7 +19,7 @@ use super::context::{Context, Stores, index_key, revocation_keys};
 use super::queue;
 use super::queues::{Incoming, Queues, queues};
 use super::servers::Servers;
-use super::{authority, bundle, canary, compaction, identity, revocation, trust};
+use super::{authority, bundle, canary, compaction, identity, policies, revocation, trust};
 use crate::api::condition::{RECORDED, is_true};
 use crate::api::{
     CertificateRevocation, CertificateRevocationStatus, ClientIdentity, annotation, label,
@@ -34,6 +34,7 @@ use crate::ingress::{Kind, traefik};
 use crate::metrics::Metrics;
 use crate::plan;
 use crate::plan::authority::key_of;
+use crate::plan::gate::POLICIES;
 use crate::token::Token;
 
 /// How the controller is run.
@@ -162,6 +163,7 @@ pub async fn run(
         canary_settings: config.canary.clone(),
         canaries: canary::Canaries::default(),
         revoking: Mutex::new(HashMap::new()),
+        policies: Default::default(),
     });
     canary::wake(&context);
     let (stop, stopped) = watch::channel(false);
@@ -442,11 +444,15 @@ fn watch_secrets(
     for api in scoped::<PartialObjectMeta<Secret>>(client, &with_home(config)) {
         let (queues, home) = (queues.clone(), config.namespace.clone());
         let (store, identities) = (stores.secrets.clone(), stores.identities.clone());
+        let all = stores.clone();
         let changed = move |key: &Key, previous: Option<&PartialObjectMeta<Secret>>| {
             let now = store.get(key);
             let Some(metadata) = now.as_deref().or(previous).map(|secret| &secret.metadata) else {
                 return;
             };
+            if key.namespace == home && key.name == POLICIES {
+                policies::any_trust(&all).into_iter().for_each(|key| queues.trust.push(key));
+            }
             if key.namespace == home
                 && let Some(ca) = key_of(metadata)
             {

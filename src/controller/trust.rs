@@ -15,6 +15,7 @@ use tracing::{debug, info};
 use super::bundle;
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
+use super::policies;
 use super::queue::Outcome;
 use crate::api::condition::{CANARY_PASSED, PROGRAMMED, READY, Wanted};
 use crate::api::trust::{Reason, TargetReference};
@@ -23,9 +24,10 @@ use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DataPlane, Edit, Revocation};
 use crate::plan::crl::BACKDATE;
+use crate::plan::gate::needs_policy;
 use crate::plan::trust::{
-    Anchor, Served, Target, World, close_without_crl, crl_keys, gate_lags, is_owned, plan, secret,
-    secret_key, set_crls, status,
+    Anchor, Served, Target, World, close, close_without_crl, crl_keys, gate_lags, is_owned, plan,
+    secret, secret_key, set_crls, status,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -52,6 +54,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let Some(trust) = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none()) else {
         context.forget(NAME, &key);
         detach(&context, &key, &context.stores.all_routes()).await?;
+        policies::remove(&context, &key).await?;
         return Ok(Outcome::Settled);
     };
     if !context.is_current(NAME, &*trust) {
@@ -95,6 +98,8 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let (bundle, bundled) = bundle::of_trust(&context, &trust, &wanted, prepared.as_ref()).await;
     let detached = detach(&context, &key, &routes).await;
     let routes = served_routes(&context, routes);
+    // Before a route relies on it.
+    let policy_trouble = policies::put(&context, &trust).await?;
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
     let mut world = World {
         trust: &trust,
@@ -102,6 +107,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         targets: gather_targets(&context, &trust).await?,
         routes: &routes,
         gate_url: &context.gate_url,
+        policy_trouble,
         canary: canary.as_ref(),
         secret_in_place: prepared.is_ok() && bundle.as_ref().is_none_or(|bundle| bundle.status),
         bundle: bundle.as_ref(),
@@ -144,6 +150,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         conflict |= outcome.is_err();
         outcomes.push(outcome);
     }
+    if !needs_policy(&trust) && prepared.is_ok() {
+        // No route relies on it any more.
+        policies::remove(&context, &key).await?;
+    }
     // The gate is asked only while it may lag behind, and by what it says then status is told.
     let numbers = numbers.concat();
     let told = status(&world, &outcomes);
@@ -165,6 +175,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     detached?;
     refused?;
     bundled?;
+    conflict |= world.policy_trouble.is_some();
     let wait = if conflict { CONFLICT } else { RESYNC };
     let lags = observed.is_some() && gate_lags(&told, &numbers);
     Ok(Outcome::After(if lags { wait.min(pace(&signing, world.now)) } else { wait }))
@@ -364,6 +375,9 @@ async fn put_secret(
     }
     if reads_crl(context, trust, routes) {
         close_without_crl(&mut wanted);
+        if needs_policy(trust) {
+            close(&mut wanted);
+        }
     }
     if let Some(present) = present {
         // Labels and annotations that others added stay.

@@ -27,6 +27,8 @@ pub struct Request<'a> {
     pub authorities: Vec<&'a str>,
     /// Base URL of the gate, such as `http://countersign-server.countersign.svc:8081`.
     pub gate_url: &'a str,
+    /// Does the gate decide by a policy of the trust's own, too?
+    pub by_policy: bool,
 }
 
 impl Request<'_> {
@@ -36,16 +38,19 @@ impl Request<'_> {
         object_name(self.trust)
     }
 
-    /// Where the gate answers a data plane that hands certificates over in this form.
+    /// Where the gate answers a data plane that hands certificates over in this form, such as `traefik`. A policy
+    /// that the gate does not know lets nobody in.
     pub fn gate_address(&self, form: &str) -> String {
         let mode = match self.mode {
             Mode::Required => "Required",
             Mode::Optional => "Optional",
         };
-        // Names of authorities are DNS labels: nothing to escape.
+        // Names of namespaces, trusts and authorities are DNS labels: nothing to escape.
+        let trust = format!("trust={}/{}&", self.namespace, self.trust);
+        let trust = if self.by_policy { &*trust } else { "" };
         let authorities: String =
             self.authorities.iter().map(|name| format!("&authority={name}")).collect();
-        format!("{}/gate/{form}?mode={mode}{authorities}", self.gate_url)
+        format!("{}/gate/{form}?{trust}mode={mode}{authorities}", self.gate_url)
     }
 }
 
@@ -92,6 +97,13 @@ pub enum Revocation {
     ByCrl(&'static str),
     /// It has no CRL support, and asks the gate.
     ViaGate,
+}
+
+impl Revocation {
+    /// Does the data plane ask the gate, which decides about more than revocation?
+    pub fn asks_gate(self) -> bool {
+        self == Self::ViaGate
+    }
 }
 
 /// A kind of a data plane's own.
@@ -236,6 +248,7 @@ pub(crate) mod tests {
             forward_identity: ForwardIdentity::Native,
             authorities: vec!["staff"],
             gate_url: "http://gate.example:8081",
+            by_policy: false,
         }
     }
 }

@@ -284,6 +284,16 @@ mod tests {
     }
 
     #[test]
+    fn a_trust_with_a_policy_is_named_to_the_gate() {
+        let objects = objects(&Request { by_policy: true, ..request() });
+        let gate = objects.iter().find(|o| !o["spec"]["forwardAuth"].is_null()).unwrap();
+        assert_eq!(
+            gate["spec"]["forwardAuth"]["address"],
+            "http://gate.example:8081/gate/traefik?trust=shop/clients&mode=Required&authority=staff&authority=devices"
+        );
+    }
+
+    #[test]
     fn client_authentication_is_never_left_to_a_default() {
         for (mode, expected) in [
             (Mode::Required, "RequireAndVerifyClientCert"),

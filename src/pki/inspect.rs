@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::AttributeTypeAndValue;
 
 use super::profile::Usage;
 use super::{PrivateKey, Serial, sha256_hex};
@@ -31,6 +32,21 @@ pub struct LeafFacts {
     pub alternative_names: usize,
     /// Extended key usages, as far as we know them.
     pub usages: Vec<Usage>,
+}
+
+/// By what names a certificate calls its client. What is no text is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientNames {
+    /// URI subject alternative names.
+    pub uris: Vec<String>,
+    /// DNS subject alternative names.
+    pub dns_names: Vec<String>,
+    /// E-mail subject alternative names.
+    pub email_addresses: Vec<String>,
+    /// Common names of the subject.
+    pub common_names: Vec<String>,
+    /// Organizational units of the subject.
+    pub organizational_units: Vec<String>,
 }
 
 /// Why a certificate can't be read.
@@ -89,6 +105,34 @@ pub fn inspect(der: &[u8]) -> Result<LeafFacts, InspectError> {
         alternative_names,
         usages,
     })
+}
+
+/// Reads the names of a certificate.
+pub fn client_names(der: &[u8]) -> Result<ClientNames, InspectError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| InspectError::Der)?;
+    let subject = certificate.subject();
+    let text = |attribute: &AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
+    let mut names = ClientNames {
+        common_names: subject.iter_common_name().filter_map(text).collect(),
+        organizational_units: subject.iter_organizational_unit().filter_map(text).collect(),
+        ..ClientNames::default()
+    };
+    for extension in certificate.iter_extensions() {
+        let ParsedExtension::SubjectAlternativeName(alternative) = extension.parsed_extension()
+        else {
+            continue;
+        };
+        for name in &alternative.general_names {
+            let (list, name) = match name {
+                GeneralName::URI(name) => (&mut names.uris, name),
+                GeneralName::DNSName(name) => (&mut names.dns_names, name),
+                GeneralName::RFC822Name(name) => (&mut names.email_addresses, name),
+                _ => continue,
+            };
+            list.push((*name).to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// The certificates of a PEM file, in their order; anything else in it is an error.

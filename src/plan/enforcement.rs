@@ -200,6 +200,7 @@ mod tests {
             ClientTrustSpec {
                 authorities: vec![AuthorityReference { name: "staff".into() }],
                 target_refs: vec![target_ref.clone()],
+                allow: None,
                 mode: Mode::Required,
                 forward_identity: ForwardIdentity::default(),
                 canary: None,

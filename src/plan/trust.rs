@@ -11,12 +11,13 @@ use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
 use super::canary;
+use super::gate;
 use super::headroom::SECRET_LIMIT;
 use super::ledger::CaKey;
 use crate::api::condition::{
     self, ACCEPTED, BUNDLE_PUBLISHED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted,
 };
-use crate::api::trust::{CrlInForce, ForwardIdentity, Reason, TargetReference, TargetStatus};
+use crate::api::trust::{CrlInForce, ForwardIdentity, Mode, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
 use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation, object_name};
 use crate::pki::crl::CrlNumber;
@@ -61,6 +62,8 @@ pub struct World<'a> {
     pub gate_url: &'a str,
     /// What came of `spec.bundle`, if it is set.
     pub bundle: Option<&'a Wanted>,
+    /// What keeps the trust's policy from the gate, so that it lets nobody in.
+    pub policy_trouble: Option<Wanted>,
     /// What the canary has to tell that was not told yet.
     pub canary: Option<&'a canary::Report>,
     /// Does the trust's Secret hold what it should?
@@ -122,7 +125,7 @@ pub fn plan(world: &World<'_>) -> Plan {
     let mut planes: Vec<&'static DataPlane> = Vec::new();
     let mut edits = Vec::new();
     for target in &world.targets {
-        edits.push(edit(&request, target).inspect(|_| {
+        edits.push(edit(&given(&request, target.data_plane.as_ref().ok()), target).inspect(|_| {
             if let Ok(plane) = target.data_plane
                 && planes.iter().all(|known| known.name != plane.name)
             {
@@ -132,7 +135,7 @@ pub fn plan(world: &World<'_>) -> Plan {
     }
     let objects = planes
         .iter()
-        .flat_map(|plane| (plane.objects)(&request))
+        .flat_map(|plane| (plane.objects)(&given(&request, Some(plane))))
         .map(|object| owned(world.trust, object))
         .collect();
     Plan { objects, edits }
@@ -146,7 +149,18 @@ fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) ->
         forward_identity: world.trust.spec.forward_identity,
         authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
         gate_url: world.gate_url,
+        by_policy: gate::needs_policy(world.trust),
     }
+}
+
+/// What a data plane is given of a trust. One that does not ask the gate can't enforce the gate's policy: it asks
+/// everybody for a certificate, and its Secret holds no CA that could have issued one ([`close`]).
+fn given<'a>(request: &Request<'a>, plane: Option<&&'static DataPlane>) -> Request<'a> {
+    let mut given = request.clone();
+    if request.by_policy && plane.is_some_and(|plane| !plane.revocation.asks_gate()) {
+        given.mode = Mode::Required;
+    }
+    given
 }
 
 fn edit(request: &Request<'_>, target: &Target<'_>) -> Result<Edit, Wanted> {
@@ -224,12 +238,17 @@ pub fn set_crls(trust: &ClientTrust, data: &mut BTreeMap<String, ByteString>, cr
     data.extend(crl_keys(trust).into_iter().map(|key| (key.to_owned(), crls.clone())));
 }
 
+/// For a data plane that takes whoever has a certificate of the authorities, and must take nobody.
+pub fn close(secret: &mut Secret) {
+    secret.data.get_or_insert_default().insert(secret_key::CA.to_owned(), ByteString::default());
+}
+
 /// For a data plane that refuses revoked certificates by `ca.crl` alone: beside CAs without any CRL it would
 /// take them, so it gets no CA either and lets nobody in.
 pub fn close_without_crl(secret: &mut Secret) {
-    let data = secret.data.get_or_insert_default();
-    if data.get(secret_key::CRL).is_none_or(|crls| crls.0.is_empty()) {
-        data.insert(secret_key::CA.to_owned(), ByteString::default());
+    let crls = secret.data.as_ref().and_then(|data| data.get(secret_key::CRL));
+    if crls.is_none_or(|crls| crls.0.is_empty()) {
+        close(secret);
     }
 }
 
@@ -410,12 +429,28 @@ fn target_conditions(
 }
 
 fn programmed(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
+    let plane = target.data_plane.as_ref().ok().copied();
+    let deaf = plane.filter(|plane| !plane.revocation.asks_gate());
+    if let Some(plane) = deaf
+        && let Some((field, reason)) = gate::undecided(&world.trust.spec)
+    {
+        let TargetReference { kind, name, .. } = target.reference;
+        let mut message = format!(
+            "spec.{field}: {} does not ask the gate, which decides by it, so that no target of this ClientTrust gets a CA that would let anybody in; remove {kind} {name:?} from spec.targetRefs, or have a data plane serve it that asks the gate, or remove spec.{field}",
+            plane.name
+        );
+        if let Some(exposure) = exposure {
+            message = format!("{message}. {}", exposure.message);
+        }
+        return Wanted::no(PROGRAMMED, reason.as_str(), message);
+    }
     if let Some(Exposure { reason, message }) = exposure {
         return Wanted::no(PROGRAMMED, reason.as_str(), message.clone());
     }
-    let asks_gate = |plane: &&DataPlane| plane.revocation == Revocation::ViaGate;
-    let plane = target.data_plane.as_ref().ok().copied();
-    if let Some(plane) = plane.filter(|plane| !asks_gate(plane))
+    if let Some(trouble) = &world.policy_trouble {
+        return trouble.clone();
+    }
+    if let Some(plane) = deaf
         && world.trust.spec.forward_identity == ForwardIdentity::ClientCert
     {
         let message = format!(
@@ -432,7 +467,7 @@ fn programmed(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure
 fn exposure(world: &World<'_>, target: &Target<'_>) -> Option<Exposure> {
     let (Some(object), Ok(plane)) = (&target.object, &target.data_plane) else { return None };
     let names = (world.trust.namespace().unwrap_or_default(), world.trust.name_any());
-    let request = request(world, &names);
+    let request = given(&request(world, &names), Some(plane));
     let same = world.routes.iter().filter(|(other, _)| other.name == plane.name);
     let routes: Vec<&Value> = same.map(|(_, route)| route).collect();
     if let Some(message) = ingress::conflict(plane, &request, object, routes.iter().copied()) {
@@ -474,7 +509,7 @@ fn accepted(target: &Target<'_>) -> Wanted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::trust::Mode;
+    use crate::api::gate::AllowedClients;
     use crate::api::{AuthorityReference, ClientTrustSpec};
     use crate::ingress::haproxy::HAPROXY_INGRESS;
     use crate::ingress::traefik::TRAEFIK;
@@ -491,6 +526,7 @@ mod tests {
                     name: "shop".into(),
                 }],
                 mode: Mode::Required,
+                allow: None,
                 forward_identity: ForwardIdentity::Native,
                 bundle: None,
                 canary: None,
@@ -527,6 +563,7 @@ mod tests {
             routes,
             gate_url: "http://gate",
             bundle: None,
+            policy_trouble: None,
             canary: None,
             secret_in_place: true,
             served: Served::Unasked,
@@ -641,6 +678,33 @@ mod tests {
         let silent = status(&world, &[Ok(())]);
         assert_eq!(condition(&silent, PROGRAMMED), ("False", "IdentityNotForwarded"));
         assert_eq!(condition(&silent, REVOCATION_ENFORCED), ("True", "ByCRL"));
+    }
+
+    #[test]
+    fn a_data_plane_that_does_not_ask_the_gate_lets_nobody_in_where_the_gate_decides() {
+        let mut trust = trust();
+        trust.spec.mode = Mode::Optional;
+        trust.spec.allow = Some(AllowedClients::default());
+        let host = "shop.example.com";
+        let mut object = ingress();
+        object["spec"] = json!({"rules": [{"host": host}], "tls": [{"hosts": [host]}]});
+        let mut world = world(&trust, Some(ANCHOR), Some(object), &[]);
+        world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+        let Ok(Edit::Apply(edit)) = &plan(&world).edits[0] else { panic!("it is programmed") };
+        let verify = "haproxy-ingress.github.io/auth-tls-verify-client";
+        assert_eq!(edit["metadata"]["annotations"][verify], "on", "not what the trust says");
+        let told = status(&world, &[Ok(())]);
+        assert_eq!(condition(&told, READY), ("False", "AllowNotEnforced"));
+        assert_eq!(condition(&told, PROGRAMMED), ("False", "AllowNotEnforced"));
+        let mut secret = secret(&trust, &[("staff", Some(ANCHOR))]);
+        close(&mut secret);
+        assert!(secret.data.unwrap()["ca.crt"].0.is_empty());
+
+        world.targets[0].data_plane = Ok(&TRAEFIK);
+        assert_eq!(condition(&status(&world, &[Ok(())]), PROGRAMMED), ("True", "Programmed"));
+        world.policy_trouble = Some(Wanted::no(PROGRAMMED, "PolicyTooLarge", ""));
+        let told = status(&world, &[Ok(())]);
+        assert_eq!(condition(&told, PROGRAMMED), ("False", "PolicyTooLarge"));
     }
 
     #[test]

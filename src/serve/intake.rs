@@ -20,7 +20,8 @@ use super::confirmed::Confirmed;
 use super::published::{Published, Source};
 use super::view::View;
 use crate::cluster::client::Clients;
-use crate::cluster::crls::{self, Seen};
+use crate::cluster::crls;
+use crate::cluster::watch::Seen;
 use crate::metrics::{Metrics, NoLabels, authority as label};
 use crate::plan::authority::key_of;
 use crate::plan::publication::{Scope, part_names};
@@ -54,7 +55,11 @@ impl Intake {
     }
 
     /// Works until the watch ends. `ready` turns true when every published CRL is in memory.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Seen>, ready: watch::Sender<bool>) {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Seen<ConfigMap>>,
+        ready: watch::Sender<bool>,
+    ) {
         self.set(self.view.load_full());
         let mut listed = false;
         let mut retry = Instant::now();
@@ -81,9 +86,9 @@ impl Intake {
         }
     }
 
-    async fn handle(&mut self, event: Seen) {
+    async fn handle(&mut self, event: Seen<ConfigMap>) {
         match event {
-            Seen::Published(head) => {
+            Seen::Found(head) => {
                 self.waiting.remove(&head.name_any());
                 self.take_in(*head).await;
             }

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod health;
 mod intake;
 pub mod listener;
+pub mod policies;
 pub mod published;
 pub mod run;
 mod verified;

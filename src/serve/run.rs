@@ -19,6 +19,7 @@ use super::gate::{self, Gate};
 use super::health::until;
 use super::intake::Intake;
 use super::listener;
+use super::policies::{self, Policies};
 use super::view::View;
 use crate::cluster::client::Clients;
 use crate::cluster::crls;
@@ -89,6 +90,7 @@ pub async fn run(
         tokio::spawn(keep_copies(copies, view.clone(), changed.clone()));
     }
 
+    let (policies_clients, namespace) = (clients.clone(), config.namespace.clone());
     let (seen, events) = mpsc::channel(16);
     let watching = tokio::spawn(crls::watch(clients.clone(), config.namespace.clone(), seen));
     let intake = Intake::new(
@@ -101,8 +103,11 @@ pub async fn run(
     );
     let taking_in = tokio::spawn(intake.run(events, ready));
 
+    let policies = Arc::new(ArcSwap::from_pointee(Policies::default()));
+    let following = tokio::spawn(policies::follow(policies_clients, namespace, policies.clone()));
     let gate = gate::router(Gate {
         view: view.clone(),
+        policies,
         confirmed,
         max_staleness: config.gate_max_staleness,
         metrics: metrics.clone(),
@@ -112,6 +117,7 @@ pub async fn run(
     let (served, ()) = tokio::join!(async { gate.await }, crl);
     watching.abort();
     taking_in.abort();
+    following.abort();
     Ok(served?)
 }
 

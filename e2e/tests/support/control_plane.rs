@@ -142,7 +142,7 @@ impl ControlPlane {
         Client::try_from(self.config("admin").await).expect("a client")
     }
 
-    /// The configuration of a user: `admin` or `operator`.
+    /// The configuration of a user: `admin` or `operator`, or `server`, who has no rights of its own.
     pub async fn config(&self, user: &str) -> Config {
         let kubeconfig = Kubeconfig::read_from(self.kubeconfig(user)).expect("a kubeconfig");
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -290,7 +290,8 @@ fn write_credentials(folder: &Path) -> String {
         ("sa.pub", service_accounts.public_key_pem()),
         (
             "tokens.csv",
-            "admin-token,admin,1,\"system:masters\"\noperator-token,operator,2,\"system:masters\"\n"
+            "admin-token,admin,1,\"system:masters\"\noperator-token,operator,2,\"system:masters\"\n\
+             server-token,server,3\n"
                 .to_owned(),
         ),
         (

@@ -22,10 +22,13 @@ use tracing::info;
 pub use form::{ENVOY, Form, NGINX, TRAEFIK};
 
 use super::confirmed::Confirmed;
+use super::policies::Policies;
 use super::published::Published;
 use super::view::View;
+use crate::api::trust::Mode;
 use crate::metrics::{GateLabels, Metrics};
-use crate::pki::inspect::inspect;
+use crate::pki::inspect::{client_names, inspect};
+use crate::plan::gate::{TrustPolicy, admits};
 
 /// The header in which a backend is told the certificate (RFC 9440).
 const CLIENT_CERT: &str = "client-cert";
@@ -35,6 +38,8 @@ const CLIENT_CERT: &str = "client-cert";
 pub struct Gate {
     /// The CRLs.
     pub view: Arc<ArcSwap<View>>,
+    /// The policies of trusts that have one.
+    pub policies: Arc<ArcSwap<Policies>>,
     /// When they were known to be the published ones.
     pub confirmed: Arc<Confirmed>,
     /// For so long they may go unconfirmed.
@@ -60,6 +65,10 @@ pub enum Refusal {
     CrlExpired,
     /// The CRLs of this server have been unconfirmed for too long.
     Stale,
+    /// The trust does not name this client among those that it allows.
+    NotAllowed,
+    /// The policy of the trust that the request names is not known here, or is about other authorities.
+    UnknownPolicy,
     /// The request does not say which authorities are accepted.
     BadRequest,
 }
@@ -75,6 +84,8 @@ impl Refusal {
             Self::Revoked => "revoked",
             Self::CrlExpired => "crl_expired",
             Self::Stale => "stale",
+            Self::NotAllowed => "not_allowed",
+            Self::UnknownPolicy => "unknown_policy",
             Self::BadRequest => "bad_request",
         }
     }
@@ -95,6 +106,10 @@ impl Refusal {
             Self::Stale => {
                 "this server has not heard of revocations for too long; ask the operator of this service\n"
             }
+            Self::NotAllowed => "the client certificate is of a client that is not allowed here\n",
+            Self::UnknownPolicy => {
+                "the policy of this route is not known to the gate; ask the operator of this service\n"
+            }
             Self::BadRequest => "the gate is not configured for this route\n",
         }
     }
@@ -105,32 +120,40 @@ impl Refusal {
 pub struct Policy {
     required: bool,
     authorities: Vec<String>,
+    // Namespace and name of the trust whose policy counts beside this, as `namespace/name`.
+    trust: Option<String>,
 }
 
 impl Policy {
-    /// Reads `mode=Required&authority=a&authority=b`. Anything unknown is refused: a typing error must not
-    /// open a door.
+    /// Reads `trust=shop/clients&mode=Required&authority=a&authority=b`, the trust if it has a policy. Anything
+    /// unknown is refused: a typing error must not open a door.
     pub fn of_query(query: &str) -> Result<Self, Refusal> {
-        let (mut mode, mut authorities) = (None, Vec::new());
+        let (mut mode, mut authorities, mut trust) = (None, Vec::new(), None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("mode", text)) if mode.is_none() => mode = Some(text),
+                Some(("trust", name)) if trust.is_none() => trust = Some(name),
                 Some(("authority", name)) => authorities.push(name),
                 _ => return Err(Refusal::BadRequest),
             }
         }
-        Self::new(mode.unwrap_or_default(), authorities)
+        Self::new(mode.unwrap_or_default(), authorities, trust.map(str::to_owned))
     }
 
-    /// Reads `Required/a,b`, and leaves out what follows a further slash: where a data plane puts the client's own
-    /// path and query behind the gate's, and so could have the client say what it is judged by.
+    /// Reads `Required/a,b` or `trust/shop/clients/Required/a,b`, and leaves out what follows a further slash: where
+    /// a data plane puts the client's own path and query behind the gate's, and so could have the client say what
+    /// it is judged by.
     pub fn of_path(path: &str) -> Result<Self, Refusal> {
         let mut segments = path.split('/');
-        let (mode, names) = (segments.next(), segments.next());
-        Self::new(mode.unwrap_or_default(), names.unwrap_or_default().split(',').collect())
+        let mut next = || segments.next().unwrap_or_default();
+        let (trust, mode) = match next() {
+            "trust" => (Some(format!("{}/{}", next(), next())), next()),
+            mode => (None, mode),
+        };
+        Self::new(mode, next().split(',').collect(), trust)
     }
 
-    fn new(mode: &str, authorities: Vec<&str>) -> Result<Self, Refusal> {
+    fn new(mode: &str, authorities: Vec<&str>, trust: Option<String>) -> Result<Self, Refusal> {
         let required = match mode {
             "Required" => true,
             "Optional" => false,
@@ -139,7 +162,16 @@ impl Policy {
         if authorities.is_empty() || authorities.contains(&"") {
             return Err(Refusal::BadRequest);
         }
-        Ok(Self { required, authorities: authorities.into_iter().map(str::to_owned).collect() })
+        let authorities = authorities.into_iter().map(str::to_owned).collect();
+        Ok(Self { required, authorities, trust })
+    }
+
+    /// What both this and the trust's own policy let pass: while one of them is changed nobody gets in by the
+    /// older one.
+    fn narrowed(mut self, own: &TrustPolicy) -> Result<Self, Refusal> {
+        self.required |= own.mode == Mode::Required;
+        self.authorities.retain(|name| own.authorities.contains(name));
+        if self.authorities.is_empty() { Err(Refusal::UnknownPolicy) } else { Ok(self) }
     }
 }
 
@@ -168,11 +200,9 @@ impl Gate {
         policy: Result<Policy, Refusal>,
         headers: &HeaderMap,
     ) -> Response {
-        let stale_at = self.confirmed.stale_at(self.max_staleness);
         let decision = policy.and_then(|policy| {
             let certificate = form.certificate(headers)?;
-            let leaf = certificate.as_ref();
-            decide(&self.view.load(), stale_at, &policy, leaf, Timestamp::now())?;
+            self.judge(policy, certificate.as_ref(), Timestamp::now())?;
             Ok(certificate)
         });
         let label = decision.as_ref().map_or_else(|refusal| refusal.label(), |_| "allowed");
@@ -184,6 +214,30 @@ impl Gate {
                 info!(reason = label, "refused");
                 (StatusCode::FORBIDDEN, refusal.message()).into_response()
             }
+        }
+    }
+}
+
+impl Gate {
+    /// Decides about the certificate that the client showed, by the question and by the policy of the trust.
+    fn judge(
+        &self,
+        policy: Policy,
+        leaf: Option<&CertificateDer<'_>>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let stale_at = self.confirmed.stale_at(self.max_staleness);
+        let Some(trust) = &policy.trust else {
+            return decide(&self.view.load(), stale_at, &policy, leaf, now);
+        };
+        let own = self.policies.load().get(trust).ok_or(Refusal::UnknownPolicy)?;
+        decide(&self.view.load(), stale_at, &policy.narrowed(&own)?, leaf, now)?;
+        match (&own.allow, leaf) {
+            (Some(allow), Some(leaf)) => {
+                let names = client_names(leaf).map_err(|_| Refusal::BadCertificate)?;
+                admits(allow, &names).then_some(()).ok_or(Refusal::NotAllowed)
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -359,10 +413,22 @@ mod tests {
             "mode=Required&authority=",
             "mode=Required&authority=a&x=1",
             "mode=Required&authority=a&mode=Optional",
+            "trust=a/b&trust=a/c&mode=Required&authority=a",
+            "trust=a/b",
         ] {
             assert_eq!(Policy::of_query(query), Err(Refusal::BadRequest), "{query}");
         }
-        for path in ["", "Required", "Required/", "Required//a", "Required/a,", "required/a"] {
+        for path in [
+            "",
+            "Required",
+            "Required/",
+            "Required//a",
+            "Required/a,",
+            "required/a",
+            "trust/a/b",
+            "trust/a/b/Required",
+            "trust/a/Required/c",
+        ] {
             assert_eq!(Policy::of_path(path), Err(Refusal::BadRequest), "{path}");
         }
     }
@@ -373,6 +439,79 @@ mod tests {
         for path in ["Optional/a,b", "Optional/a,b/", "Optional/a,b/../../Required/c"] {
             assert_eq!(Policy::of_path(path).as_ref(), Ok(&of_query), "{path}");
         }
+    }
+
+    #[test]
+    fn a_trust_is_the_same_in_a_query_and_in_a_path() {
+        let of_query = Policy::of_query("trust=shop/t&mode=Optional&authority=a").unwrap();
+        assert_eq!(of_query.trust.as_deref(), Some("shop/t"));
+        for path in ["trust/shop/t/Optional/a", "trust/shop/t/Optional/a/../../trust/shop/u"] {
+            assert_eq!(Policy::of_path(path).as_ref(), Ok(&of_query), "{path}");
+        }
+    }
+
+    /// A gate that knows the trust `shop/t` with this policy.
+    fn gate(view: View, policy: &str) -> Gate {
+        use k8s_openapi::ByteString;
+        use k8s_openapi::api::core::v1::Secret;
+        let data = [("shop.t".to_owned(), ByteString(policy.into()))].into();
+        let secret = Secret { data: Some(data), ..Secret::default() };
+        let confirmed = Confirmed::default();
+        let metrics = Arc::new(Metrics::default());
+        confirmed.confirm(instant(NOW), &metrics);
+        Gate {
+            view: Arc::new(ArcSwap::from_pointee(view)),
+            policies: Arc::new(ArcSwap::from_pointee(Policies::read(&secret))),
+            confirmed: Arc::new(confirmed),
+            max_staleness: SignedDuration::from_hours(24),
+            metrics,
+        }
+    }
+
+    #[test]
+    fn the_policy_of_a_trust_narrows_what_the_question_asks() {
+        let own = |mode, authorities: &[&str]| TrustPolicy {
+            mode,
+            authorities: authorities.iter().map(|name| (*name).to_owned()).collect(),
+            allow: None,
+        };
+        let asked = |query: &str| Policy::of_query(&format!("trust=shop/t&{query}")).unwrap();
+        let both = asked("mode=Optional&authority=a&authority=b");
+        assert_eq!(both.clone().narrowed(&own(Mode::Optional, &["b", "a"])), Ok(both.clone()));
+        for (question, own) in [
+            ("mode=Optional&authority=a&authority=b", own(Mode::Required, &["b", "c"])),
+            ("mode=Required&authority=b", own(Mode::Optional, &["a", "b"])),
+        ] {
+            assert_eq!(asked(question).narrowed(&own), Ok(asked("mode=Required&authority=b")));
+        }
+        let apart = both.narrowed(&own(Mode::Optional, &["c"]));
+        assert_eq!(apart, Err(Refusal::UnknownPolicy));
+    }
+
+    #[test]
+    fn only_those_whom_the_trust_allows_get_in_and_nobody_where_its_policy_is_not_known() {
+        let ca = sample();
+        let leaf = sample_leaf(&ca);
+        let name = client_names(&leaf).unwrap().common_names.swap_remove(0);
+        let allow = |name: &str| format!(r#","allow":{{"commonNames":["{name}"]}}"#);
+        let (own, other) = (allow(&name), allow("other"));
+        let ask = |trust: &str, mode: &str, allow: &str, leaf: Option<&CertificateDer<'_>>| {
+            let policy = format!(r#"{{"mode":"{mode}","authorities":["staff"]{allow}}}"#);
+            let question = format!("trust={trust}&mode={mode}&authority=staff");
+            let question = Policy::of_query(&question).unwrap();
+            gate(view(&ca, &[]), &policy).judge(question, leaf, instant(NOW))
+        };
+        for mode in ["Required", "Optional"] {
+            assert_eq!(ask("shop/t", mode, "", Some(&leaf)), Ok(()));
+            assert_eq!(ask("shop/t", mode, &own, Some(&leaf)), Ok(()));
+            assert_eq!(ask("shop/t", mode, &other, Some(&leaf)), Err(Refusal::NotAllowed));
+            for trust in ["shop/other", "", "shop.t", "t"] {
+                assert_eq!(ask(trust, mode, &own, Some(&leaf)), Err(Refusal::UnknownPolicy));
+            }
+            assert_eq!(ask("shop/t", mode, "x", Some(&leaf)), Err(Refusal::UnknownPolicy));
+        }
+        assert_eq!(ask("shop/t", "Required", &own, None), Err(Refusal::NoCertificate));
+        assert_eq!(ask("shop/t", "Optional", &own, None), Ok(()), "nobody's name is to be judged");
     }
 
     #[test]

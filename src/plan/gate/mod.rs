@@ -1,0 +1,142 @@
+//! The policy of a `ClientTrust` by which the gate decides beyond revocation. The controller writes those of all
+//! trusts into one Secret of its own namespace, the only one that the servers may read.
+
+mod allow;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use serde::{Deserialize, Serialize};
+
+pub use allow::admits;
+
+use super::headroom::SECRET_LIMIT;
+use crate::api::gate::AllowedClients;
+use crate::api::trust::{Mode, Reason};
+use crate::api::{ClientTrust, ClientTrustSpec};
+
+/// Name of the Secret that holds the policies, one JSON document of each trust.
+pub const POLICIES: &str = "countersign-gate-policies";
+
+/// The longest key of a Secret (Kubernetes API, `DNS1123SubdomainMaxLength`).
+const LONGEST_KEY: usize = 253;
+
+/// By what the gate decides at the routes of one trust.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustPolicy {
+    /// What happens to a client that shows no certificate.
+    pub mode: Mode,
+    /// The authorities whose clients are accepted.
+    pub authorities: Vec<String>,
+    /// Which of these clients may pass; all when it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<AllowedClients>,
+}
+
+/// Does a trust ask for more than the gate is told in its URL?
+pub fn needs_policy(trust: &ClientTrust) -> bool {
+    undecided(&trust.spec).is_some()
+}
+
+/// What of a trust only the gate decides by, and the reason for which a target has that does not ask it.
+pub fn undecided(spec: &ClientTrustSpec) -> Option<(&'static str, Reason)> {
+    spec.allow.as_ref().map(|_| ("allow", Reason::AllowNotEnforced))
+}
+
+/// The policy of a trust that needs one.
+pub fn policy(trust: &ClientTrust) -> Option<TrustPolicy> {
+    needs_policy(trust).then(|| TrustPolicy {
+        mode: trust.spec.mode,
+        authorities: trust.spec.authorities.iter().map(|one| one.name.clone()).collect(),
+        allow: trust.spec.allow.clone(),
+    })
+}
+
+/// The key of a trust's policy in the Secret. Neither a namespace nor the name of a trust holds a dot.
+pub fn policy_key(namespace: &str, trust: &str) -> String {
+    format!("{namespace}.{trust}")
+}
+
+/// The namespace and the name of the trust that a key belongs to.
+pub fn trust_of_key(key: &str) -> Option<(&str, &str)> {
+    key.split_once('.')
+}
+
+/// What the Secret shall hold: `known` policies by their key, none for trusts that need none, and of those that
+/// this process has not looked at yet what is `present`, as long as the trust `exists`.
+pub fn policies(
+    known: &BTreeMap<String, Option<Vec<u8>>>,
+    present: &BTreeMap<String, ByteString>,
+    exists: impl Fn(&str, &str) -> bool,
+) -> BTreeMap<String, ByteString> {
+    let lives = |key: &str| trust_of_key(key).is_some_and(|(space, name)| exists(space, name));
+    let ours = known.iter().filter_map(|(key, policy)| Some((key, policy.as_ref()?)));
+    let ours = ours.map(|(key, policy)| (key.clone(), ByteString(policy.clone())));
+    let kept = present.iter().filter(|(key, _)| !known.contains_key(*key));
+    let kept = kept.map(|(key, policy)| (key.clone(), policy.clone()));
+    ours.chain(kept).filter(|(key, _)| lives(key)).collect()
+}
+
+/// Why the policy of a key can't stand in the Secret beside the others, if it can't.
+pub fn too_large(key: &str, policies: &BTreeMap<String, ByteString>) -> Option<String> {
+    if key.len() > LONGEST_KEY {
+        return Some(format!(
+            "the names of its namespace and of the ClientTrust are longer than {LONGEST_KEY} characters together; give the ClientTrust a shorter name"
+        ));
+    }
+    let bytes: usize = policies.iter().map(|(key, policy)| key.len() + policy.0.len()).sum();
+    (bytes > SECRET_LIMIT).then(|| {
+        format!(
+            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow, here or elsewhere",
+            bytes.div_ceil(1024),
+            SECRET_LIMIT / 1024
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(entries: &[(&str, &str)]) -> BTreeMap<String, ByteString> {
+        let one =
+            |(key, text): &(&str, &str)| ((*key).to_owned(), ByteString(text.as_bytes().to_vec()));
+        entries.iter().map(one).collect()
+    }
+
+    #[test]
+    fn the_secret_holds_what_is_known_and_what_other_trusts_left_and_nothing_of_those_that_are_gone()
+     {
+        let known = BTreeMap::from([
+            ("shop.a".to_owned(), Some(b"new".to_vec())),
+            ("shop.closed".to_owned(), None),
+            ("shop.gone".to_owned(), Some(b"old".to_vec())),
+        ]);
+        let present =
+            data(&[("shop.a", "old"), ("shop.b", "b"), ("shop.closed", "c"), ("x.y", "z")]);
+        let exists = |space: &str, name: &str| space == "shop" && name != "gone";
+        let wanted = policies(&known, &present, exists);
+        assert_eq!(wanted, data(&[("shop.a", "new"), ("shop.b", "b")]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told() {
+        let large = "x".repeat(SECRET_LIMIT - "shop.a".len());
+        assert_eq!(too_large("shop.a", &data(&[("shop.a", &large)])), None);
+        let told = too_large("shop.b", &data(&[("shop.a", &large), ("shop.b", "")])).unwrap();
+        assert!(told.contains("1025 KiB") && told.contains(POLICIES), "{told}");
+        let (namespace, name) = ("n".repeat(63), "t".repeat(200));
+        let told = too_large(&policy_key(&namespace, &name), &BTreeMap::new()).unwrap();
+        assert!(told.contains("shorter name"), "{told}");
+    }
+
+    #[test]
+    fn a_policy_that_says_more_than_this_version_knows_is_none() {
+        let text = r#"{"mode":"Required","authorities":["staff"],"allow":{"commonNames":["ada"]}}"#;
+        let policy: TrustPolicy = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&policy).unwrap(), text);
+        let more = text.replacen('{', r#"{"thirdFactor":{},"#, 1);
+        assert!(serde_json::from_str::<TrustPolicy>(&more).is_err());
+    }
+}
