@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -181,6 +181,22 @@ fn typed(body: &Value, object: &str) -> Result<DynamicObject, WriteError> {
         object: object.to_owned(),
         source: kube::Error::SerdeError(source),
     })
+}
+
+/// Deletes an object of ours, unless it has changed since it was read. One that is gone is as good.
+pub async fn delete(client: &Client, object: &Value) -> Result<(), WriteError> {
+    let (name, described) = describe(object);
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let preconditions = Preconditions {
+        uid: text(&object["metadata"]["uid"]),
+        resource_version: text(&object["metadata"]["resourceVersion"]),
+    };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match dynamic_api(client, object).delete(name, &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(WriteError::new(described, error)),
+    }
 }
 
 /// Does `present` say everything that `wanted` says? Lists must be equal, maps may hold more.

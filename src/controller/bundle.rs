@@ -7,9 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{DeleteParams, Preconditions};
 use kube::core::PartialObjectMeta;
-use kube::{Api, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -267,18 +266,10 @@ async fn sweep(
     for key in context.stores.bundles.keys_in(namespace) {
         let Some(map) = context.stores.bundles.get(&key) else { continue };
         if is_controlled(owner, &map.metadata) && former(BundleKind::ConfigMap, &key.name) {
-            let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-            let uid = map.metadata.uid.clone();
-            let preconditions = Preconditions { uid, resource_version: None };
-            let params = DeleteParams::default().preconditions(preconditions);
-            match api.delete(&key.name, &params).await {
-                Ok(_) => info!(namespace, name = key.name, "removed a former bundle"),
-                Err(kube::Error::Api(status)) if status.is_not_found() => {}
-                Err(source) => {
-                    let object = format!("ConfigMap {namespace}/{}", key.name);
-                    return Err(WriteError::Api { object, source }.into());
-                }
-            }
+            let mut former = stub(BundleKind::ConfigMap, namespace, &key.name);
+            former["metadata"]["uid"] = json!(map.metadata.uid);
+            apply::delete(&context.client, &former).await?;
+            info!(namespace, name = key.name, "removed a former bundle");
         }
     }
     for key in context.stores.secrets.keys_in(namespace) {

@@ -67,7 +67,9 @@ pub struct Stores {
     pub ingresses: Store<Ingress>,
     /// All IngressClasses.
     pub ingress_classes: Store<IngressClass>,
-    /// The data planes' own kinds of routes, as far as they are installed.
+    /// All GatewayClasses, if their kind is installed.
+    pub gateway_classes: Store<DynamicObject>,
+    /// Gateways and the data planes' own kinds, as far as they are installed.
     pub routes: Vec<(&'static Kind, Store<DynamicObject>)>,
     /// Traefik's TLSOptions that carry our label.
     pub tls_options: Store<DynamicObject>,
@@ -99,6 +101,7 @@ impl Default for Stores {
             bundles: Store::default(),
             ingresses: Store::default(),
             ingress_classes: Store::default(),
+            gateway_classes: Store::default(),
             routes: ingress::kinds().map(|kind| (kind, Store::default())).collect(),
             tls_options: Store::default(),
             middlewares: Store::default(),
@@ -120,13 +123,14 @@ impl Stores {
             self.bundles.ready(),
             self.ingresses.ready(),
             self.ingress_classes.ready(),
+            self.gateway_classes.ready(),
             join_all(self.routes.iter().map(|(_, routes)| routes.ready())),
             self.tls_options.ready(),
             self.middlewares.ready(),
         );
     }
 
-    /// Every Ingress, and every route of a data plane's own kind.
+    /// Every Ingress, every Gateway, and every object of a data plane's own kind.
     pub fn all_routes(&self) -> Vec<Value> {
         let ingresses = self.ingresses.list();
         let ingresses =

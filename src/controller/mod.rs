@@ -9,6 +9,7 @@ pub mod context;
 mod crl;
 mod delta;
 pub mod error;
+mod gateway_class;
 mod generations;
 pub mod identity;
 mod material;

@@ -30,7 +30,7 @@ use crate::cluster::events::Events;
 use crate::cluster::leader::Candidate;
 use crate::cluster::ledger::{LedgerError, LedgerHandle};
 use crate::cluster::store::Store;
-use crate::ingress::{Kind, traefik};
+use crate::ingress::{GATEWAY_CLASS, Kind, traefik};
 use crate::metrics::Metrics;
 use crate::plan;
 use crate::plan::authority::key_of;
@@ -378,15 +378,15 @@ fn start_watches(
         let changed = wake_trusts(queues, stores, stores.ingresses.clone());
         tasks.spawn(stores.ingresses.watch(api, all.clone(), slim, changed));
     }
-    let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
-    let changed =
-        move |_: &Key, _: Option<&_>| trusts.keys().into_iter().for_each(|k| queue.push(k));
     let api = Api::all(client.clone());
+    let changed = wake_all_trusts(queues, stores);
     tasks.spawn(stores.ingress_classes.watch(api, all.clone(), slim, changed));
+    let api = Api::all_with(client.clone(), &resource(&GATEWAY_CLASS));
+    let changed = wake_all_trusts(queues, stores);
+    tasks.spawn(stores.gateway_classes.watch(api, all.clone(), slim, changed));
 
-    for (Kind { group, version, kind, .. }, routes) in &stores.routes {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        for api in scoped_dynamic(client, &config.namespaces, &resource) {
+    for (kind, routes) in &stores.routes {
+        for api in scoped_dynamic(client, &config.namespaces, &resource(kind)) {
             let changed = wake_trusts(queues, stores, routes.clone());
             tasks.spawn(routes.watch(api, all.clone(), slim, changed));
         }
@@ -469,6 +469,16 @@ fn watch_secrets(
         };
         tasks.spawn(stores.secrets.watch(api, ours.clone(), slim, changed));
     }
+}
+
+fn resource(Kind { group, version, kind, .. }: &Kind) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+/// Wakes every trust: which data plane its targets have may be another one.
+fn wake_all_trusts<K>(queues: &Queues, stores: &Stores) -> impl Fn(&Key, Option<&K>) + use<K> {
+    let (queue, trusts) = (queues.trust.clone(), stores.trusts.clone());
+    move |_: &Key, _: Option<&K>| trusts.keys().into_iter().for_each(|key| queue.push(key))
 }
 
 /// Wakes the trusts that a change of a route concerns, by what it was and by what it is.

@@ -15,6 +15,7 @@ use tracing::{debug, info};
 use super::bundle;
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
+use super::gateway_class;
 use super::policies;
 use super::queue::Outcome;
 use crate::api::condition::{CANARY_PASSED, PROGRAMMED, READY, Wanted};
@@ -204,6 +205,7 @@ async fn carry_out(context: &Context, edit: Edit) -> Result<Result<(), Wanted>, 
             other => other,
         },
         Edit::Replace(body) => apply::replace(&context.client, &body).await,
+        Edit::Delete(body) => apply::delete(&context.client, &body).await,
     };
     result?;
     Ok(Ok(()))
@@ -236,6 +238,7 @@ async fn detach(context: &Context, key: &Key, routes: &[Value]) -> Result<(), Er
         match ingress::detach(&key.name, object) {
             Edit::Apply(body) => apply::apply_unforced(&context.client, &body).await?,
             Edit::Replace(body) => apply::replace(&context.client, &body).await?,
+            Edit::Delete(body) => apply::delete(&context.client, &body).await?,
             Edit::Nothing => continue,
         }
         info!(target = %object["metadata"]["name"], "restored a former target");
@@ -243,11 +246,9 @@ async fn detach(context: &Context, key: &Key, routes: &[Value]) -> Result<(), Er
     Ok(())
 }
 
-/// Is this object among the trust's targets?
+/// Is this object among the trust's targets, or made for them?
 fn names(trust: &ClientTrust, object: &Value) -> bool {
-    trust.spec.target_refs.iter().any(|target| {
-        object["kind"] == target.kind.as_str() && object["metadata"]["name"] == target.name.as_str()
-    })
+    trust.spec.target_refs.iter().any(|target| ingress::serves(object, target))
 }
 
 fn of_namespace<'a>(routes: &'a [Value], namespace: &str) -> impl Iterator<Item = &'a Value> {
@@ -305,6 +306,9 @@ async fn read_target(
 /// Which data plane serves an object follows from its kind; that of an Ingress from its class.
 fn data_plane(context: &Context, object: &Value) -> Result<&'static DataPlane, String> {
     let kind = object["kind"].as_str().unwrap_or_default();
+    if ingress::is_of_kind(object, &ingress::GATEWAY) {
+        return gateway_class::data_plane(&context.stores, object);
+    }
     if kind != "Ingress" {
         return ingress::by_object(object)
             .map(|(plane, _)| plane)
@@ -473,10 +477,7 @@ pub fn trusts_of_route(stores: &Stores, route: &Value) -> Vec<Key> {
     let hosts = ingress::hosts(route);
     let concerns = |trust: &ClientTrust, target: &TargetReference| {
         let same_namespace = trust.namespace().as_deref() == Some(namespace);
-        if same_namespace
-            && route["kind"] == target.kind
-            && route["metadata"]["name"] == target.name
-        {
+        if same_namespace && ingress::serves(route, target) {
             return true;
         }
         // One that serves no host may be a part of any other.

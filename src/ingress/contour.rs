@@ -24,6 +24,7 @@ pub const CONTOUR: DataPlane = DataPlane {
     name: "Contour",
     // It serves Ingresses, too, and asks none of their clients for a certificate.
     ingress_controller: None,
+    gateway_controller: None,
     kinds: &[Kind {
         group: "projectcontour.io",
         version: "v1",
@@ -31,7 +32,7 @@ pub const CONTOUR: DataPlane = DataPlane {
         detach: |_, target| annotations::detach(target),
     }],
     revocation: Revocation::ByCrl("crl.pem"),
-    objects: |_| Vec::new(),
+    objects: |_, _| Vec::new(),
     attach,
     hosts,
     exposure,

@@ -30,9 +30,10 @@ use crate::api::trust::{Mode, Reason};
 pub const HAPROXY_INGRESS: DataPlane = DataPlane {
     name: "HAProxy Ingress",
     ingress_controller: Some("haproxy-ingress.github.io/controller"),
+    gateway_controller: None,
     kinds: &[],
     revocation: Revocation::ByCrl("ca.crl"),
-    objects: |_| Vec::new(),
+    objects: |_, _| Vec::new(),
     attach,
     hosts,
     exposure,
@@ -204,7 +205,7 @@ mod tests {
             let there = ingress(expected["metadata"]["annotations"].clone());
             assert_eq!(attach(&request(mode), &there), Ok(Edit::Nothing));
         }
-        assert!((HAPROXY_INGRESS.objects)(&request(Mode::Required)).is_empty());
+        assert!((HAPROXY_INGRESS.objects)(&request(Mode::Required), &[]).is_empty());
     }
 
     #[test]

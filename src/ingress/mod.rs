@@ -3,6 +3,7 @@
 
 pub mod annotations;
 pub mod contour;
+pub mod envoy_gateway;
 pub mod haproxy;
 pub mod nginx;
 pub mod traefik;
@@ -10,7 +11,7 @@ pub mod traefik;
 use serde_json::Value;
 
 use crate::api::annotation;
-use crate::api::trust::{ForwardIdentity, Mode, Reason};
+use crate::api::trust::{ForwardIdentity, Mode, Reason, TargetReference};
 
 /// What every adapter is given.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub enum Edit {
     /// The whole object, written under its resourceVersion: for fields that stand in lists which
     /// server-side apply can only own whole.
     Replace(Value),
+    /// Deletes this object, which is ours, unless it has changed since it was read.
+    Delete(Value),
     /// It is as it should be.
     Nothing,
 }
@@ -125,12 +128,14 @@ pub struct DataPlane {
     pub name: &'static str,
     /// `spec.controller` of the IngressClass whose Ingresses it serves with client certificates.
     pub ingress_controller: Option<&'static str>,
-    /// Kinds of its own that it serves, beside Ingress.
+    /// `spec.controllerName` of the GatewayClass whose Gateways it serves with client certificates.
+    pub gateway_controller: Option<&'static str>,
+    /// Kinds of its own that it serves, beside Ingress; or, where it serves Gateways, by which it is told how.
     pub kinds: &'static [Kind],
     /// How it refuses revoked certificates.
     pub revocation: Revocation,
-    /// The objects that it needs in the namespace of the trust.
-    pub objects: fn(&Request<'_>) -> Vec<Value>,
+    /// The objects that it needs in the namespace of the trust, for these targets.
+    pub objects: fn(&Request<'_>, &[&Value]) -> Vec<Value>,
     /// Puts the trust on a target that no other trust has: its present state in, the change out.
     pub attach: fn(&Request<'_>, &Value) -> Result<Edit, FieldConflict>,
     /// The hosts for which a route has a say, lower-case.
@@ -144,17 +149,39 @@ pub struct DataPlane {
 }
 
 /// Every data plane that Countersign can program.
-pub const DATA_PLANES: &[&DataPlane] =
-    &[&traefik::TRAEFIK, &haproxy::HAPROXY_INGRESS, &contour::CONTOUR, &nginx::INGRESS_NGINX];
+pub const DATA_PLANES: &[&DataPlane] = &[
+    &traefik::TRAEFIK,
+    &haproxy::HAPROXY_INGRESS,
+    &contour::CONTOUR,
+    &nginx::INGRESS_NGINX,
+    &envoy_gateway::ENVOY_GATEWAY,
+];
+
+/// The Gateway of the Gateway API. What serves it follows from its GatewayClass.
+pub const GATEWAY: Kind = Kind {
+    group: "gateway.networking.k8s.io",
+    version: "v1",
+    kind: "Gateway",
+    detach: |_, target| annotations::detach(target),
+};
+
+/// The class that a Gateway names.
+pub const GATEWAY_CLASS: Kind =
+    Kind { kind: "GatewayClass", detach: |_, _| Edit::Nothing, ..GATEWAY };
 
 /// The data plane that serves Ingresses of a class with this `spec.controller`.
 pub fn by_ingress_controller(controller: &str) -> Option<&'static DataPlane> {
     DATA_PLANES.iter().copied().find(|plane| plane.ingress_controller == Some(controller))
 }
 
-/// The data planes' own kinds of routes.
+/// The data plane that serves Gateways of a class with this `spec.controllerName`.
+pub fn by_gateway_controller(controller: &str) -> Option<&'static DataPlane> {
+    DATA_PLANES.iter().copied().find(|plane| plane.gateway_controller == Some(controller))
+}
+
+/// The Gateway, and the data planes' own kinds.
 pub fn kinds() -> impl Iterator<Item = &'static Kind> {
-    DATA_PLANES.iter().flat_map(|plane| plane.kinds)
+    [&GATEWAY].into_iter().chain(DATA_PLANES.iter().flat_map(|plane| plane.kinds))
 }
 
 /// The data plane that a kind of its own belongs to, and that kind.
@@ -167,8 +194,36 @@ pub fn by_kind(group: &str, kind: &str) -> Option<(&'static DataPlane, &'static 
 
 /// The same of an object.
 pub fn by_object(object: &Value) -> Option<(&'static DataPlane, &'static Kind)> {
-    let (group, _) = object["apiVersion"].as_str()?.split_once('/')?;
-    by_kind(group, object["kind"].as_str()?)
+    by_kind(group_of(object)?, object["kind"].as_str()?)
+}
+
+fn group_of(object: &Value) -> Option<&str> {
+    Some(object["apiVersion"].as_str()?.split_once('/')?.0)
+}
+
+/// Is this an object of the kind?
+pub fn is_of_kind(object: &Value, kind: &Kind) -> bool {
+    group_of(object) == Some(kind.group) && object["kind"] == kind.kind
+}
+
+/// Is this object the target, or what was made for targets such as this one?
+pub fn serves(object: &Value, target: &TargetReference) -> bool {
+    if target.group == GATEWAY.group && is_policy(object) {
+        return true;
+    }
+    group_of(object) == Some(&*target.group)
+        && object["kind"] == *target.kind
+        && object["metadata"]["name"] == *target.name
+}
+
+/// Does the object tell a data plane how to serve Gateways?
+fn is_policy(object: &Value) -> bool {
+    by_object(object).is_some_and(|(plane, _)| plane.gateway_controller.is_some())
+}
+
+/// Has another trust put its mark on the target?
+pub fn is_anothers(request: &Request<'_>, target: &Value) -> bool {
+    annotations::value(target, annotation::TRUST).is_some_and(|mark| mark != request.trust)
 }
 
 /// Puts a trust on a target of this data plane.
@@ -191,8 +246,8 @@ pub fn attach(
     (plane.attach)(request, target)
 }
 
-/// Takes a trust off an object that carries its mark. Nobody has to know which data plane an Ingress had:
-/// its class may be another one by now, and gone is whatever was applied.
+/// Takes a trust off an object that carries its mark. Nobody has to know which data plane an Ingress or a
+/// Gateway had: its class may be another one by now, and gone is whatever was applied.
 pub fn detach(trust: &str, object: &Value) -> Edit {
     if annotations::value(object, annotation::TRUST) != Some(trust) {
         return Edit::Nothing;

@@ -38,9 +38,10 @@ use crate::api::trust::{Mode, Reason};
 pub const INGRESS_NGINX: DataPlane = DataPlane {
     name: "ingress-nginx",
     ingress_controller: Some("k8s.io/ingress-nginx"),
+    gateway_controller: None,
     kinds: &[],
     revocation: Revocation::ViaGate,
-    objects: |_| Vec::new(),
+    objects: |_, _| Vec::new(),
     attach,
     hosts,
     exposure,
@@ -208,7 +209,7 @@ mod tests {
             let there = ingress(expected["metadata"]["annotations"].clone());
             assert_eq!(attach(&request(mode), &there), Ok(Edit::Nothing));
         }
-        assert!((INGRESS_NGINX.objects)(&request(Mode::Required)).is_empty());
+        assert!((INGRESS_NGINX.objects)(&request(Mode::Required), &[]).is_empty());
     }
 
     #[test]

@@ -22,9 +22,10 @@ use crate::api::trust::{ForwardIdentity, Mode, Reason};
 pub const TRAEFIK: DataPlane = DataPlane {
     name: "Traefik",
     ingress_controller: Some("traefik.io/ingress-controller"),
+    gateway_controller: None,
     kinds: &[Kind { group: GROUP, version: VERSION, kind: "IngressRoute", detach }],
     revocation: Revocation::ViaGate,
-    objects,
+    objects: |request, _| objects(request),
     attach,
     hosts,
     exposure,

@@ -133,9 +133,16 @@ pub fn plan(world: &World<'_>) -> Plan {
             }
         }));
     }
+    // A target that nobody is known to serve, since its class is gone, stays closed until it is known.
+    let served_by = |plane: &DataPlane| {
+        let all = world.targets.iter();
+        let its =
+            all.filter(|target| target.data_plane.as_ref().map_or(true, |p| p.name == plane.name));
+        its.filter_map(|target| target.object.as_ref()).collect::<Vec<_>>()
+    };
     let objects = planes
         .iter()
-        .flat_map(|plane| (plane.objects)(&given(&request, Some(plane))))
+        .flat_map(|plane| (plane.objects)(&given(&request, Some(plane)), &served_by(plane)))
         .map(|object| owned(world.trust, object))
         .collect();
     Plan { objects, edits }
