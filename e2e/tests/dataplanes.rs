@@ -26,8 +26,9 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
 use support::contour::Contour;
-use support::control_plane::ControlPlane;
+use support::control_plane::{ControlPlane, free_ports};
 use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource};
+use support::envoy_gateway::{EnvoyGateway, make};
 use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
 use support::operator::{NAMESPACE, Operator, control_plane};
@@ -321,6 +322,11 @@ async fn traefik_lets_in_whom_the_trust_of_an_ingress_route_names_and_nobody_who
     lets_in_whom_the_trust_names_and_nobody_who_is_revoked::<Traefik<IngressRoutes>>().await;
 }
 
+#[tokio::test]
+async fn envoy_gateway_lets_in_whom_the_trust_names_and_nobody_who_is_revoked() {
+    lets_in_whom_the_trust_names_and_nobody_who_is_revoked::<EnvoyGateway>().await;
+}
+
 async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() {
     let scene = Scene::<P>::new().await;
     scene.authority("staff").await;
@@ -430,6 +436,11 @@ async fn traefik_in_place_of_ingress_nginx_follows_a_rotation_of_the_ca() {
 #[tokio::test]
 async fn traefik_follows_a_rotation_of_the_ca() {
     follows_a_rotation_of_the_ca::<Traefik<IngressRoutes>>().await;
+}
+
+#[tokio::test]
+async fn envoy_gateway_follows_a_rotation_of_the_ca() {
+    follows_a_rotation_of_the_ca::<EnvoyGateway>().await;
 }
 
 async fn follows_a_rotation_of_the_ca<P: DataPlane>() {
@@ -754,6 +765,132 @@ async fn contour_stays_closed_and_what_opens_it_is_told() {
     patch(&trusts, "clients", json!({"spec": {"targetRefs": target("shop")}})).await;
     scene.ready().await;
     scene.until("no certificate is refused", None, Contour::MISSING).await;
+    delete(&trusts, "clients").await;
+    scene.until("the shop is open again", None, OPEN).await;
+}
+
+#[tokio::test]
+async fn envoy_gateway_stays_closed_and_what_opens_it_is_told() {
+    let mut scene = Scene::<EnvoyGateway>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    let trusts = scene.api::<ClientTrust>();
+    let gateways = scene.routes();
+    let policies = EnvoyGateway::policies(&scene.client, &scene.namespace);
+    scene.trust().await;
+    scene.until("no certificate is refused", None, EnvoyGateway::MISSING).await;
+    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
+    let fronted = format!("Host: {OPEN_HOST}");
+    assert_eq!(scene.ask(Some("good"), &[&fronted]).status, 404, "no other host is served there");
+
+    let refusal = Refusal::status(500).or(Refusal::alert(""));
+    scene.outlives_the_loss_of_the_secret(refusal, Some(Refusal::status(500))).await;
+    scene.ready().await;
+
+    // A stranger takes a field of the policy away, which is restored, and then sets another, which is told.
+    let ours = "countersign-clients";
+    let validation = |fields: Value| json!({"spec": {"tls": {"clientValidation": fields}}});
+    patch(&policies, ours, validation(json!({"crl": null}))).await;
+    eventually("the field is restored", || async {
+        let policy = policies.get(ours).await.expect("the policy").data;
+        let crl = &policy["spec"]["tls"]["clientValidation"]["crl"];
+        (crl["refs"][0]["name"] == ours).then_some(())
+    })
+    .await;
+    scene.ready().await;
+    patch(&policies, ours, validation(json!({"allowExpiredCertificate": true}))).await;
+    scene.not_ready("Conflict").await;
+    patch(&policies, ours, validation(json!({"allowExpiredCertificate": null}))).await;
+    scene.ready().await;
+
+    // Another policy for the Gateway comes too late; one for its listener goes before ours.
+    let policy = |name: &str, section: Option<&str>| {
+        json!({
+            "apiVersion": "gateway.envoyproxy.io/v1alpha1", "kind": "ClientTrafficPolicy", "metadata": {"name": name},
+            "spec": {"targetRefs": [{
+                "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "shop", "sectionName": section,
+            }]},
+        })
+    };
+    make(&scene.client, Some(&scene.namespace), policy("late", None)).await;
+    eventually("it is not accepted", || async {
+        let late = policies.get("late").await.expect("it").data;
+        (late["status"]["ancestors"][0]["conditions"][0]["reason"] == "Conflicted").then_some(())
+    })
+    .await;
+    scene.expect("no certificate", None, EnvoyGateway::MISSING);
+    make(&scene.client, Some(&scene.namespace), policy("listener", Some("https"))).await;
+    scene.not_ready("Conflict").await;
+    scene.until("the listener's policy has opened it", None, OPEN).await;
+    delete(&policies, "listener").await;
+    scene.ready().await;
+    scene.until("no certificate is refused", None, EnvoyGateway::MISSING).await;
+
+    // A listener that speaks plain HTTP.
+    let listeners = gateways.get("shop").await.expect("it").data["spec"]["listeners"].clone();
+    let (_, port) = scene.data_plane.http().rsplit_once(':').expect("a port");
+    let plain =
+        json!({"name": "http", "protocol": "HTTP", "port": port.parse::<u16>().expect("a port")});
+    let both = json!([listeners[0], plain]);
+    patch(&gateways, "shop", json!({"spec": {"listeners": both}})).await;
+    scene.not_ready("PlainHTTP").await;
+    eventually("the plain port is open", || async { (scene.plain(HOST) == 200).then_some(()) })
+        .await;
+    patch(&gateways, "shop", json!({"spec": {"listeners": listeners}})).await;
+    scene.ready().await;
+
+    // Two targets, one policy: one that is taken off the trust opens, and the other one stays closed.
+    let [port] = free_ports();
+    let address = format!("127.0.0.1:{port}");
+    EnvoyGateway::gateway(&scene.client, &scene.namespace, "other", OTHER_HOST, &address).await;
+    let other = || curl_at(&address, OTHER_HOST, &scene.path("server.pem"), None, &[]);
+    let other_is = async |expected: Refusal| {
+        eventually(&format!("the other Gateway answers {expected:?}"), || async {
+            expected.is(&other()).then_some(())
+        })
+        .await;
+    };
+    let targets = |names: &[&str]| {
+        let target =
+            |name: &&str| json!({"group": EnvoyGateway::ROUTE[0], "kind": "Gateway", "name": name});
+        json!({"spec": {"targetRefs": names.iter().map(target).collect::<Vec<_>>()}})
+    };
+    other_is(OPEN).await;
+    patch(&trusts, "clients", targets(&["shop", "other"])).await;
+    other_is(EnvoyGateway::MISSING).await;
+    scene.ready().await;
+    patch(&trusts, "clients", targets(&["shop"])).await;
+    other_is(OPEN).await;
+    scene.expect("no certificate", None, EnvoyGateway::MISSING);
+    let mark = "countersign.dev/trust";
+    eventually("it has no mark", || async {
+        let other = gateways.get("other").await.expect("it");
+        (!other.annotations().contains_key(mark)).then_some(())
+    })
+    .await;
+
+    // None is left: nor is the policy.
+    let elsewhere = json!([{"group": "networking.k8s.io", "kind": "Ingress", "name": "none"}]);
+    patch(&trusts, "clients", json!({"spec": {"targetRefs": elsewhere}})).await;
+    scene.until("the former target is open", None, OPEN).await;
+    assert!(policies.get_opt(ours).await.expect("an answer").is_none());
+    patch(&trusts, "clients", targets(&["shop"])).await;
+    scene.ready().await;
+    scene.until("no certificate is refused", None, EnvoyGateway::MISSING).await;
+
+    // A class that nobody serves; the policy outlasts it.
+    let foreign = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": {"name": "foreign"},
+        "spec": {"controllerName": "example.com/unknown"},
+    });
+    make(&scene.client, None, foreign).await;
+    let class = |name: &str| json!({"spec": {"gatewayClassName": name}});
+    patch(&gateways, "shop", class("foreign")).await;
+    scene.not_ready("UnsupportedDataPlane").await;
+    patch(&gateways, "shop", class("envoy")).await;
+    scene.ready().await;
+    scene.until("no certificate is refused", None, EnvoyGateway::MISSING).await;
+
     delete(&trusts, "clients").await;
     scene.until("the shop is open again", None, OPEN).await;
 }

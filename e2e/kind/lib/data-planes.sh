@@ -10,6 +10,10 @@ contour_module=github.com/projectcontour/contour
 contour_version=v1.33.8
 contour_sum=h1:QoOfwqWws+CVRFpsRC2+f1DmB5IdurtyUtepIsiWfE0=
 
+envoy_gateway_module=github.com/envoyproxy/gateway
+envoy_gateway_version=v1.9.1
+envoy_gateway_sum=h1:vAVp6/AlBXJ1aOhp1mxL7fNEzVEfjADUguUhm2wzxQY=
+
 # Builds it unless the cache has this version. The folder has the program and beside it rootfs/, with the templates that it looks for
 # in its working directory. It appears in one piece, by rename.
 ensure_haproxy_ingress() {
@@ -43,6 +47,23 @@ build_contour() {
   install -m 644 examples/contour/01-crds.yaml "$part/crds.yaml"
   mv "$part" "$contour"
   prune "$cache/contour" "$contour_version"
+}
+
+# The same of Envoy Gateway, with crds.yaml beside it: those of the Gateway API that it comes with, and its own. They lie in a chart that
+# has nothing to fill in but the lines by which a file is left out.
+ensure_envoy_gateway() {
+  envoy_gateway=$cache/envoy-gateway/$envoy_gateway_version
+  [[ -x $envoy_gateway/envoy-gateway ]] || ( build_envoy_gateway )
+}
+
+build_envoy_gateway() {
+  hold_lock "$cache/envoy-gateway.lock"
+  [[ ! -x $envoy_gateway/envoy-gateway ]] || return 0
+  local part=$envoy_gateway.part
+  build_module "$envoy_gateway_module" "$envoy_gateway_version" "$envoy_gateway_sum" ./cmd/envoy-gateway "$part/envoy-gateway"
+  sed '/^{{.*}}$/d' charts/gateway-crds-helm/templates/{standard-gatewayapi-crds.yaml,generated/*.yaml} >"$part/crds.yaml"
+  mv "$part" "$envoy_gateway"
+  prune "$cache/envoy-gateway" "$envoy_gateway_version"
 }
 
 # Builds a package of a module, and stays in the folder of its source.

@@ -132,22 +132,32 @@ impl DataPlane for Contour {
     }
 
     fn forged(folder: &Path) -> Vec<String> {
-        vec![format!("X-Forwarded-Client-Cert: Hash={};Subject=\"CN=admin\"", hash(folder))]
+        forged_for_envoy(folder)
     }
 
     fn assert_told(answer: &Answer, folder: Option<&Path>) {
-        let values = told(answer, "X-Forwarded-Client-Cert");
-        let Some(folder) = folder else {
-            assert!(values.is_empty(), "{values:?}");
-            return;
-        };
-        let name = folder.file_name().expect("a name").display();
-        let [value] = values[..] else { panic!("{values:?}") };
-        let parts: Vec<_> = value.split(';').collect();
-        let subject = format!("Subject=\"CN={name}\"");
-        assert_eq!(parts[0], format!("Hash={}", hash(folder)), "{value}");
-        assert!(!value.contains(',') && parts.contains(&subject.as_str()), "{value}");
+        assert_told_by_envoy(answer, folder);
     }
+}
+
+/// [`DataPlane::forged`], for every data plane with an Envoy.
+pub fn forged_for_envoy(folder: &Path) -> Vec<String> {
+    vec![format!("X-Forwarded-Client-Cert: Hash={};Subject=\"CN=admin\"", hash(folder))]
+}
+
+/// [`DataPlane::assert_told`], for every data plane with an Envoy.
+pub fn assert_told_by_envoy(answer: &Answer, folder: Option<&Path>) {
+    let values = told(answer, "X-Forwarded-Client-Cert");
+    let Some(folder) = folder else {
+        assert!(values.is_empty(), "{values:?}");
+        return;
+    };
+    let name = folder.file_name().expect("a name").display();
+    let [value] = values[..] else { panic!("{values:?}") };
+    let parts: Vec<_> = value.split(';').collect();
+    let subject = format!("Subject=\"CN={name}\"");
+    assert_eq!(parts[0], format!("Hash={}", hash(folder)), "{value}");
+    assert!(!value.contains(',') && parts.contains(&subject.as_str()), "{value}");
 }
 
 fn hash(folder: &Path) -> String {

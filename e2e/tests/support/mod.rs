@@ -6,6 +6,7 @@
 pub mod contour;
 pub mod control_plane;
 pub mod data_plane;
+pub mod envoy_gateway;
 pub mod handshake;
 pub mod haproxy_ingress;
 pub mod ingress_nginx;
