@@ -783,7 +783,8 @@ async fn envoy_gateway_stays_closed_and_what_opens_it_is_told() {
     let fronted = format!("Host: {OPEN_HOST}");
     assert_eq!(scene.ask(Some("good"), &[&fronted]).status, 404, "no other host is served there");
 
-    let refusal = Refusal::status(500).or(Refusal::alert(""));
+    // While the policy is not accepted it is not the handshake that refuses.
+    let refusal = Refusal::status(500);
     scene.outlives_the_loss_of_the_secret(refusal, Some(Refusal::status(500))).await;
     scene.ready().await;
 
@@ -874,7 +875,11 @@ async fn envoy_gateway_stays_closed_and_what_opens_it_is_told() {
     patch(&trusts, "clients", json!({"spec": {"targetRefs": elsewhere}})).await;
     scene.until("the former target is open", None, OPEN).await;
     assert!(policies.get_opt(ours).await.expect("an answer").is_none());
+    // Ours is the newer one now, and gives way.
     patch(&trusts, "clients", targets(&["shop"])).await;
+    scene.not_ready("Conflict").await;
+    scene.expect("the older policy counts", None, OPEN);
+    delete(&policies, "late").await;
     scene.ready().await;
     scene.until("no certificate is refused", None, EnvoyGateway::MISSING).await;
 

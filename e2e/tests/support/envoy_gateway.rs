@@ -147,7 +147,7 @@ impl DataPlane for EnvoyGateway {
             .await;
         let proxy = json!({
             "apiVersion": "gateway.envoyproxy.io/v1alpha1", "kind": "EnvoyProxy", "metadata": {"name": "host"},
-            "spec": {"provider": {"type": "Host", "host": {"envoyVersion": ENVOY}}, "concurrency": 1},
+            "spec": {"provider": {"type": "Host", "host": {"envoyVersion": ENVOY}}, "concurrency": 1, "extraArgs": ["--disable-hot-restart"]},
         });
         make(client, Some("envoy-gateway-system"), proxy).await;
         let class = json!({
