@@ -200,6 +200,8 @@ pub enum Reason {
     NotOwned,
     /// The CRLs of its authorities don't fit a Secret.
     CRLTooLarge,
+    /// Nobody refuses revoked certificates, since the data plane has no CRL support and can't ask the gate.
+    DataPlaneLacksCRL,
     /// The target is not programmed, so nothing is enforced there.
     NotProgrammed,
 }
@@ -222,6 +224,7 @@ impl Reason {
             Self::PolicyTooLarge => "PolicyTooLarge",
             Self::NotOwned => "NotOwned",
             Self::CRLTooLarge => "CRLTooLarge",
+            Self::DataPlaneLacksCRL => "DataPlaneLacksCRL",
             Self::NotProgrammed => "NotProgrammed",
         }
     }

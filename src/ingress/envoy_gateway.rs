@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     DataPlane, Edit, Exposure, FieldConflict, GATEWAY, Kind, Request, Revocation, annotations,
-    is_anothers, is_of_kind,
+    gateway, is_anothers, is_of_kind,
 };
 use crate::api::annotation;
 use crate::api::trust::{Mode, Reason};
@@ -111,43 +111,17 @@ fn exposure(request: &Request<'_>, target: &Value, objects: &[&Value]) -> Option
             && object["metadata"]["namespace"] == request.namespace
             && object["metadata"]["name"] == request.object_name()
     });
-    unfit(target).or_else(|| stranger(request, ours?)).or_else(|| not_taken(target, ours))
+    gateway::unfit(target)
+        .or_else(|| frontend(target))
+        .or_else(|| stranger(request, ours?))
+        .or_else(|| not_taken(target, ours))
 }
 
-/// What of a Gateway the policy can't reach.
-fn unfit(target: &Value) -> Option<Exposure> {
-    let exposed = |reason, message| Some(Exposure { reason, message });
-    for listener in target["spec"]["listeners"].as_array().into_iter().flatten() {
-        let name = &listener["name"];
-        match listener["protocol"].as_str().unwrap_or_default() {
-            "HTTPS" | "TLS" if listener["tls"]["mode"] == "Passthrough" => {
-                return exposed(
-                    Reason::Conflict,
-                    format!(
-                        "passes TLS through in its listener {name}, so that Envoy does not see the certificate; set tls.mode to Terminate, or move the listener to another Gateway"
-                    ),
-                );
-            }
-            "HTTPS" | "TLS" => {}
-            protocol => {
-                return exposed(
-                    Reason::PlainHTTP,
-                    format!(
-                        "has a listener {name} of protocol {protocol}, where nobody is asked for a certificate; remove it, or move it to another Gateway"
-                    ),
-                );
-            }
-        }
-    }
-    if target["status"]["attachedListenerSets"].as_i64().is_some_and(|sets| sets > 0) {
-        let message = "has ListenerSets, and whether all of their listeners ask for a certificate is not known; move their listeners into spec.listeners";
-        return exposed(Reason::Conflict, message.to_owned());
-    }
-    if !target["spec"]["tls"]["frontend"].is_null() {
-        let message = "has spec.tls.frontend set, which Envoy Gateway does not heed beside a ClientTrafficPolicy; remove it, or remove the target from the ClientTrust";
-        return exposed(Reason::Conflict, message.to_owned());
-    }
-    None
+/// What somebody else asks for in the Gateway itself.
+fn frontend(target: &Value) -> Option<Exposure> {
+    let message = "has spec.tls.frontend set, which Envoy Gateway does not heed beside a ClientTrafficPolicy; remove it, or remove the target from the ClientTrust";
+    let exposure = Exposure { reason: Reason::Conflict, message: message.to_owned() };
+    (!target["spec"]["tls"]["frontend"].is_null()).then_some(exposure)
 }
 
 /// What another hand set beside our fields in the policy.
@@ -224,7 +198,7 @@ mod tests {
     use super::*;
     use crate::api::trust::TargetReference;
 
-    fn gateway() -> Value {
+    fn shop() -> Value {
         json!({
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "Gateway",
@@ -238,7 +212,7 @@ mod tests {
 
     /// Our policy as Envoy Gateway took it.
     fn taken() -> Value {
-        let mut policy = policy(&request(Mode::Required), &[&gateway()]).unwrap();
+        let mut policy = policy(&request(Mode::Required), &[&shop()]).unwrap();
         policy["metadata"]["generation"] = json!(3);
         policy["metadata"]["resourceVersion"] = json!("7");
         policy["metadata"]["ownerReferences"] =
@@ -282,17 +256,17 @@ mod tests {
                     }},
                 },
             });
-            let objects = (ENVOY_GATEWAY.objects)(&request(mode), &[&gateway()]);
+            let objects = (ENVOY_GATEWAY.objects)(&request(mode), &[&shop()]);
             assert_eq!(objects, [expected]);
         }
     }
 
     #[test]
     fn a_gateway_of_another_trust_is_in_no_policy() {
-        let mut other = gateway();
+        let mut other = shop();
         other["metadata"]["name"] = json!("other");
         other["metadata"]["annotations"] = json!({annotation::TRUST: "others"});
-        let objects = (ENVOY_GATEWAY.objects)(&request(Mode::Required), &[&other, &gateway()]);
+        let objects = (ENVOY_GATEWAY.objects)(&request(Mode::Required), &[&other, &shop()]);
         assert_eq!(objects[0]["spec"]["targetRefs"].as_array().unwrap().len(), 1);
         assert!((ENVOY_GATEWAY.objects)(&request(Mode::Required), &[&other]).is_empty());
         let refused = attach(&ENVOY_GATEWAY, &request(Mode::Required), &other);
@@ -306,9 +280,9 @@ mod tests {
             "kind": "Gateway",
             "metadata": {"name": "shop", "namespace": "shop", "uid": "u", "annotations": {annotation::TRUST: "clients"}},
         });
-        let applied = attach(&ENVOY_GATEWAY, &request(Mode::Required), &gateway());
+        let applied = attach(&ENVOY_GATEWAY, &request(Mode::Required), &shop());
         assert_eq!(applied, Ok(Edit::Apply(mark)));
-        let mut marked = gateway();
+        let mut marked = shop();
         marked["metadata"]["annotations"] = json!({annotation::TRUST: "clients"});
         let again = attach(&ENVOY_GATEWAY, &request(Mode::Required), &marked);
         assert_eq!(again, Ok(Edit::Nothing));
@@ -333,14 +307,14 @@ mod tests {
         };
         assert!(serves(&taken(), &target("gateway.networking.k8s.io", "Gateway")));
         assert!(!serves(&taken(), &target("networking.k8s.io", "Ingress")));
-        assert!(!serves(&gateway(), &target("gateway.networking.k8s.io", "Gateway")));
+        assert!(!serves(&shop(), &target("gateway.networking.k8s.io", "Gateway")));
     }
 
     #[test]
     fn listeners_that_ask_nobody_are_told() {
-        assert_eq!(told(&gateway(), &taken()), None);
+        assert_eq!(told(&shop(), &taken()), None);
         let listener = |listener: Value| {
-            let mut gateway = gateway();
+            let mut gateway = shop();
             gateway["spec"]["listeners"].as_array_mut().unwrap().push(listener);
             told(&gateway, &taken()).map(|found| found.reason)
         };
@@ -364,10 +338,10 @@ mod tests {
             ),
             None
         );
-        let mut sets = gateway();
+        let mut sets = shop();
         sets["status"]["attachedListenerSets"] = json!(1);
         assert_eq!(told(&sets, &taken()).unwrap().reason, Reason::Conflict);
-        let mut frontend = gateway();
+        let mut frontend = shop();
         frontend["spec"]["tls"]["frontend"] = json!({"default": {}});
         assert_eq!(told(&frontend, &taken()).unwrap().reason, Reason::Conflict);
     }
@@ -376,7 +350,7 @@ mod tests {
     fn what_another_hand_set_in_the_policy_is_told() {
         let mut policy = taken();
         policy["spec"]["tls"]["clientValidation"]["allowExpiredCertificate"] = json!(true);
-        let found = told(&gateway(), &policy).unwrap();
+        let found = told(&shop(), &policy).unwrap();
         assert_eq!(found.reason, Reason::Conflict);
         assert!(found.message.contains("clientValidation.allowExpiredCertificate"));
     }
@@ -386,11 +360,11 @@ mod tests {
         let with = |path: &str, value: Value| {
             let mut policy = taken();
             *policy.pointer_mut(path).unwrap() = value;
-            told(&gateway(), &policy).unwrap()
+            told(&shop(), &policy).unwrap()
         };
         let ancestor = "/status/ancestors/0";
         for found in [
-            exposure(&request(Mode::Required), &gateway(), &[]).unwrap(),
+            exposure(&request(Mode::Required), &shop(), &[]).unwrap(),
             with("/status/ancestors", json!([])),
             with(&format!("{ancestor}/controllerName"), json!("example.com/other")),
             with(&format!("{ancestor}/ancestorRef/name"), json!("other")),

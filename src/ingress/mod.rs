@@ -4,6 +4,8 @@
 pub mod annotations;
 pub mod contour;
 pub mod envoy_gateway;
+pub mod gateway;
+pub mod gateway_api;
 pub mod haproxy;
 pub mod nginx;
 pub mod traefik;
@@ -100,6 +102,8 @@ pub enum Revocation {
     ByCrl(&'static str),
     /// It has no CRL support, and asks the gate.
     ViaGate,
+    /// It has no CRL support and can't ask the gate: nobody refuses them.
+    Unenforced,
 }
 
 impl Revocation {
@@ -155,6 +159,9 @@ pub const DATA_PLANES: &[&DataPlane] = &[
     &contour::CONTOUR,
     &nginx::INGRESS_NGINX,
     &envoy_gateway::ENVOY_GATEWAY,
+    &gateway_api::NGINX_GATEWAY_FABRIC,
+    &gateway_api::KGATEWAY,
+    &gateway_api::ISTIO_GATEWAY_API,
 ];
 
 /// The Gateway of the Gateway API. What serves it follows from its GatewayClass.

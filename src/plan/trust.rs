@@ -496,6 +496,14 @@ fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>)
             Reason::ViaGate.as_str(),
             "the data plane has no CRL support; the gate refuses revoked certificates",
         ),
+        Ok(Revocation::Unenforced) => {
+            let TargetReference { kind, name, .. } = target.reference;
+            let plane = target.data_plane.as_ref().map_or("", |plane| plane.name);
+            let message = format!(
+                "{kind} {name:?}: {plane} has no CRL support and can't ask the gate, so that revoked clients get in until their certificates expire: give these a short spec.duration, or serve the target by a data plane that refuses them"
+            );
+            no(Reason::DataPlaneLacksCRL, message)
+        }
         Ok(Revocation::ByCrl(_)) => match too_large(&world.authorities) {
             Some(message) => no(Reason::CRLTooLarge, message),
             None => Wanted::yes(
@@ -712,6 +720,18 @@ mod tests {
         world.policy_trouble = Some(Wanted::no(PROGRAMMED, "PolicyTooLarge", ""));
         let told = status(&world, &[Ok(())]);
         assert_eq!(condition(&told, PROGRAMMED), ("False", "PolicyTooLarge"));
+    }
+
+    #[test]
+    fn a_data_plane_that_can_not_refuse_revoked_clients_never_makes_a_trust_ready() {
+        let trust = trust();
+        let mut world = world(&trust, Some(ANCHOR), Some(ingress()), &[]);
+        static LACKING: DataPlane = DataPlane { revocation: Revocation::Unenforced, ..TRAEFIK };
+        world.targets[0].data_plane = Ok(&LACKING);
+        let status = status(&world, &[Ok(())]);
+        assert_eq!(condition(&status, PROGRAMMED), ("True", "Programmed"));
+        assert_eq!(condition(&status, REVOCATION_ENFORCED), ("False", "DataPlaneLacksCRL"));
+        assert_eq!(condition(&status, READY), ("False", "DataPlaneLacksCRL"));
     }
 
     #[test]
