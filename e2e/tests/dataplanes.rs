@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use support::contour::Contour;
 use support::control_plane::{ControlPlane, free_ports};
 use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource};
-use support::envoy_gateway::{EnvoyGateway, make};
+use support::envoy_gateway::{EnvoyGateway, install, make};
 use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
 use support::operator::{NAMESPACE, Operator, control_plane};
@@ -898,4 +898,85 @@ async fn envoy_gateway_stays_closed_and_what_opens_it_is_told() {
 
     delete(&trusts, "clients").await;
     scene.until("the shop is open again", None, OPEN).await;
+}
+
+/// No controller of these runs here: what is written is what the API server takes, and nothing is claimed of it.
+#[tokio::test]
+async fn gateways_of_other_controllers_get_the_field_of_the_gateway_api() {
+    let (plane, client) = control_plane().await;
+    let _operator = Operator::start(&plane);
+    let namespace = namespace(&client, "shop").await;
+    install(&plane, &client).await;
+    let authorities: Api<ClientAuthority> = Api::all(client.clone());
+    create(&authorities, "{metadata: {name: staff}, spec: {selfSigned: {commonName: staff}}}")
+        .await;
+    let [group, version, kind] = EnvoyGateway::ROUTE;
+    let gateways: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), &namespace, &resource::<EnvoyGateway>());
+    let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), &namespace);
+    let trust_in = |name: &str| {
+        json!({
+            "metadata": {"name": name},
+            "spec": {"authorities": [{"name": "staff"}], "targetRefs": [{"group": group, "kind": kind, "name": name}]},
+        })
+    };
+    for (name, controller) in [
+        ("fabric", "gateway.nginx.org/nginx-gateway-controller"),
+        ("traefik", "traefik.io/gateway-controller"),
+    ] {
+        let class = json!({
+            "apiVersion": format!("{group}/{version}"), "kind": "GatewayClass", "metadata": {"name": name},
+            "spec": {"controllerName": controller},
+        });
+        make(&client, None, class).await;
+        EnvoyGateway::gateway(&client, &namespace, name, HOST, ":443").await;
+        patch(&gateways, name, json!({"spec": {"gatewayClassName": name}})).await;
+        create(&trusts, &trust_in(name).to_string()).await;
+    }
+
+    let trust = eventually("it waits for a controller that is not there", || async {
+        let trust = trusts.get("fabric").await.expect("it");
+        let message = &condition(&trust.status.as_ref()?.conditions, READY)?.message;
+        message.contains("waits for its controller").then_some(trust)
+    })
+    .await;
+    let conditions = &trust.status.expect("a status").targets[0].conditions;
+    let revocation = condition(conditions, REVOCATION_ENFORCED).expect("told");
+    assert_eq!((&*revocation.status, &*revocation.reason), ("False", "DataPlaneLacksCRL"));
+    let fabric = gateways.get("fabric").await.expect("it").data;
+    let validation = &fabric["spec"]["tls"]["frontend"]["default"]["validation"];
+    let expected = json!({
+        "mode": "AllowValidOnly",
+        "caCertificateRefs": [{"group": "", "kind": "Secret", "name": "countersign-fabric"}],
+    });
+    assert_eq!(validation, &expected);
+
+    wait_for(&trusts, "traefik", READY, "False", "UnsupportedDataPlane").await;
+    let status = trusts.get("traefik").await.expect("it").status.expect("a status");
+    let message = &condition(&status.conditions, READY).expect("told").message;
+    assert!(message.contains("name an Ingress or an IngressRoute"), "{message}");
+
+    // Another hand's value for a port goes first, and is told; its value for the whole Gateway is not overruled.
+    let ports = |ports: Value| json!({"spec": {"tls": {"frontend": {"perPort": ports}}}});
+    patch(&gateways, "fabric", ports(json!([{"port": 443, "tls": {}}]))).await;
+    wait_for(&trusts, "fabric", READY, "False", "Conflict").await;
+    patch(&gateways, "fabric", ports(Value::Null)).await;
+    wait_for(&trusts, "fabric", READY, "False", "NotProgrammed").await;
+    EnvoyGateway::gateway(&client, &namespace, "taken", HOST, ":443").await;
+    let reference = json!({"group": "", "kind": "ConfigMap", "name": "theirs"});
+    let theirs = json!({"caCertificateRefs": [reference], "mode": "AllowInsecureFallback"});
+    let spec = json!({"gatewayClassName": "fabric", "tls": {"frontend": {"default": {"validation": theirs}}}});
+    patch(&gateways, "taken", json!({"spec": spec})).await;
+    create(&trusts, &trust_in("taken").to_string()).await;
+    wait_for(&trusts, "taken", READY, "False", "Conflict").await;
+    let taken = gateways.get("taken").await.expect("it").data;
+    assert_eq!(taken["spec"]["tls"]["frontend"]["default"]["validation"], theirs);
+
+    delete(&trusts, "fabric").await;
+    eventually("nothing of it stays", || async {
+        let fabric = gateways.get("fabric").await.expect("it");
+        let marked = fabric.annotations().contains_key("countersign.dev/trust");
+        (fabric.data["spec"]["tls"]["frontend"].is_null() && !marked).then_some(())
+    })
+    .await;
 }

@@ -23,7 +23,7 @@ use crate::api::trust::{Reason, TargetReference};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
-use crate::ingress::{self, DataPlane, Edit, Revocation};
+use crate::ingress::{self, DataPlane, Edit};
 use crate::plan::crl::BACKDATE;
 use crate::plan::gate::needs_policy;
 use crate::plan::trust::{
@@ -377,7 +377,7 @@ async fn put_secret(
         }
         keep_later_crls(context, trust, &mut wanted, present);
     }
-    if reads_crl(context, trust, routes) {
+    if decides_alone(context, trust, routes) {
         close_without_crl(&mut wanted);
         if needs_policy(trust) {
             close(&mut wanted);
@@ -404,14 +404,13 @@ async fn put_secret(
     Ok(wanted.data.unwrap_or_default())
 }
 
-/// Does a data plane refuse revoked certificates by the CRLs in the trust's Secret, and by nothing else?
-fn reads_crl(context: &Context, trust: &ClientTrust, routes: &[Value]) -> bool {
+/// Does a data plane let clients in by the trust's Secret, without asking the gate?
+fn decides_alone(context: &Context, trust: &ClientTrust, routes: &[Value]) -> bool {
     let namespace = trust.namespace().unwrap_or_default();
-    let by_crl = |object: &Value| {
-        data_plane(context, object)
-            .is_ok_and(|plane| matches!(plane.revocation, Revocation::ByCrl(_)))
+    let alone = |object: &Value| {
+        data_plane(context, object).is_ok_and(|plane| !plane.revocation.asks_gate())
     };
-    of_namespace(routes, &namespace).any(|object| names(trust, object) && by_crl(object))
+    of_namespace(routes, &namespace).any(|object| names(trust, object) && alone(object))
 }
 
 /// A later CRL than this process has seen stays.

@@ -34,6 +34,33 @@ pub struct EnvoyGateway {
     _turn: File,
 }
 
+/// The folder with Envoy Gateway and its kinds.
+fn built() -> PathBuf {
+    std::env::var_os("COUNTERSIGN_ENVOY_GATEWAY").map(PathBuf::from).expect(
+            "COUNTERSIGN_ENVOY_GATEWAY names no folder with Envoy Gateway; run `make test`, or \
+             COUNTERSIGN_ENVOY_GATEWAY=$(e2e/kind/cluster envoy-gateway) PATH=$(e2e/kind/cluster envoy):$PATH cargo test --test dataplanes",
+        )
+}
+
+/// Installs the kinds of the Gateway API and of Envoy Gateway.
+pub async fn install(plane: &ControlPlane, client: &Client) {
+    let crds = built().join("crds.yaml").display().to_string();
+    kubectl(plane, &["apply", "--server-side", "-f", &crds], "");
+    for (version, kind) in [
+        ("gateway.networking.k8s.io/v1", "GatewayClass"),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+        ("gateway.envoyproxy.io/v1alpha1", "EnvoyProxy"),
+        ("gateway.envoyproxy.io/v1alpha1", "ClientTrafficPolicy"),
+        ("gateway.envoyproxy.io/v1alpha1", "SecurityPolicy"),
+    ] {
+        eventually(&format!("{kind} is served"), || async {
+            let found = client.list_api_group_resources(version).await.ok()?;
+            found.resources.iter().any(|resource| resource.kind == kind).then_some(())
+        })
+        .await;
+    }
+}
+
 fn api(
     client: &Client,
     namespace: Option<&str>,
@@ -98,31 +125,13 @@ impl DataPlane for EnvoyGateway {
     const REVOKED: Refusal = Refusal::alert("alert certificate revoked");
 
     async fn start(plane: &ControlPlane, client: &Client) -> Self {
-        let built = std::env::var_os("COUNTERSIGN_ENVOY_GATEWAY").map(PathBuf::from).expect(
-            "COUNTERSIGN_ENVOY_GATEWAY names no folder with Envoy Gateway; run `make test`, or \
-             COUNTERSIGN_ENVOY_GATEWAY=$(e2e/kind/cluster envoy-gateway) PATH=$(e2e/kind/cluster envoy):$PATH cargo test --test dataplanes",
-        );
+        let built = built();
         let turn = File::create(std::env::temp_dir().join("countersign-envoy-gateway.lock"));
         let turn = turn.expect("a file");
         turn.lock().expect("its turn");
 
+        install(plane, client).await;
         let kubeconfig = plane.kubeconfig("admin");
-        let crds = built.join("crds.yaml").display().to_string();
-        kubectl(plane, &["apply", "--server-side", "-f", &crds], "");
-        for (version, kind) in [
-            ("gateway.networking.k8s.io/v1", "GatewayClass"),
-            ("gateway.networking.k8s.io/v1", "HTTPRoute"),
-            ("gateway.envoyproxy.io/v1alpha1", "EnvoyProxy"),
-            ("gateway.envoyproxy.io/v1alpha1", "ClientTrafficPolicy"),
-            ("gateway.envoyproxy.io/v1alpha1", "SecurityPolicy"),
-        ] {
-            eventually(&format!("{kind} is served"), || async {
-                let found = client.list_api_group_resources(version).await.ok()?;
-                found.resources.iter().any(|resource| resource.kind == kind).then_some(())
-            })
-            .await;
-        }
-
         let folder = plane.folder().join("envoy-gateway");
         let home = |name: &str| folder.join(name).display().to_string();
         let binaries = folder.join("data/envoy-versions").join(ENVOY).join("bin");
