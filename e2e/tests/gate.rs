@@ -24,7 +24,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use support::control_plane::{ControlPlane, Process, free_ports};
+use support::control_plane::{ControlPlane, Process, fixture, free_ports};
 use support::operator::{NAMESPACE, Operator, control_plane};
 use support::server::{Answer, Server, curl};
 use support::servers::{
@@ -58,7 +58,9 @@ impl Scene {
         let (plane, client) = control_plane().await;
         grant(&client).await;
         let kubeconfig = plane.kubeconfig("server").display().to_string();
-        let server = Server::start_in(&plane, None, &[("KUBECONFIG", kubeconfig)]);
+        let environment =
+            [("KUBECONFIG", kubeconfig), ("SECOND_FACTOR_NETWORKS", "127.0.0.0/8".to_owned())];
+        let server = Server::start_in(&plane, None, &environment);
         let gate = format!("--gate-url=http://127.0.0.1:{}", server.gate);
         let operator = Operator::start_as(&plane, "controller", &[&gate]);
         let namespace = namespace(&client, "gate").await;
@@ -234,12 +236,19 @@ async fn grant(client: &Client) {
 #[derive(Debug)]
 struct Told {
     status: u16,
+    /// Whether it was asked for a password.
+    asked: String,
     text: String,
 }
 
 impl Told {
     fn of(answer: Answer) -> Self {
-        Self { status: answer.status, text: String::from_utf8_lossy(&answer.body).into_owned() }
+        let asked = answer.header("www-authenticate").to_owned();
+        Self {
+            status: answer.status,
+            asked,
+            text: String::from_utf8_lossy(&answer.body).into_owned(),
+        }
     }
 
     /// The values of a header that the backend was sent.
@@ -309,12 +318,14 @@ fn escape(text: &str) -> String {
 }
 
 /// As docs/gate.md has it.
-fn nginx(scene: &Scene, mode: Mode) -> DataPlane {
+fn nginx(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
     let [port] = free_ports();
-    let folder = scene.path(&format!("nginx-{mode:?}"));
+    let folder = scene.path(&format!("nginx-{mode:?}-{}", trust.is_some()));
+    let trust = trust.map(|name| format!("trust={}/{name}&", scene.namespace)).unwrap_or_default();
     fs::create_dir_all(&folder).expect("a folder");
     let (path, files) = (folder.display(), scene.files.path().display());
     let (gate, backend) = (scene.server.gate, scene.backend);
+    let hidden = if trust.is_empty() { "" } else { "proxy_set_header Authorization \"\";" };
     let config = format!(
         "daemon off; master_process off; pid {path}/pid; error_log {path}/log info;\n\
          events {{}}\n\
@@ -333,11 +344,12 @@ fn nginx(scene: &Scene, mode: Mode) -> DataPlane {
          proxy_set_header Client-Cert-Chain \"\";\n\
          proxy_set_header ssl-client-cert \"\";\n\
          proxy_set_header ssl-client-verify \"\";\n\
+         {hidden}\n\
          proxy_pass http://127.0.0.1:{backend};\n\
          }}\n\
          location = /countersign {{\n\
          internal;\n\
-         proxy_pass http://127.0.0.1:{gate}/gate/nginx?mode={mode:?}&authority=clients;\n\
+         proxy_pass http://127.0.0.1:{gate}/gate/nginx?{trust}mode={mode:?}&authority=clients;\n\
          proxy_pass_request_body off;\n\
          proxy_set_header Content-Length \"\";\n\
          proxy_set_header ssl-client-cert $ssl_client_escaped_cert;\n\
@@ -353,9 +365,11 @@ fn nginx(scene: &Scene, mode: Mode) -> DataPlane {
 }
 
 /// As docs/gate.md has it.
-fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
+fn envoy(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
     let [port] = free_ports();
-    let folder = scene.path(&format!("envoy-{mode:?}"));
+    let folder = scene.path(&format!("envoy-{mode:?}-{}", trust.is_some()));
+    let trust = trust.map(|name| format!("trust/{}/{name}/", scene.namespace)).unwrap_or_default();
+    let hidden = if trust.is_empty() { json!([]) } else { json!([{ "remove": "authorization" }]) };
     fs::create_dir_all(&folder).expect("a folder");
     let file = |name: &str| json!({ "filename": scene.path(name) });
     let filter = |name: &str, kind: &str, config: Value| json!({ "name": name, "typed_config": envoy_typed(&format!("filters.http.{kind}"), config) });
@@ -384,12 +398,13 @@ fn envoy(scene: &Scene, mode: Mode) -> DataPlane {
             filter("gate", "ext_authz.v3.ExtAuthz", json!({
                 "http_service": {
                     "server_uri": { "uri": "http://gate", "cluster": "gate", "timeout": "1s" },
-                    "path_prefix": format!("/gate/envoy/{mode:?}/clients"),
+                    "path_prefix": format!("/gate/envoy/{trust}{mode:?}/clients"),
                     "authorization_response": { "allowed_upstream_headers": exact("client-cert") },
                 },
                 "allowed_headers": exact("x-forwarded-client-cert"),
                 "failure_mode_allow": false,
             })),
+            filter("hide", "header_mutation.v3.HeaderMutation", json!({ "mutations": { "request_mutations": hidden } })),
             filter("router", "router.v3.Router", json!({})),
         ],
     });
@@ -520,10 +535,12 @@ async fn traefik_lets_in_whom_the_gate_lets_in_and_tells_the_backend_as_the_trus
 #[tokio::test]
 async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
     let mut scene = Scene::new().await;
-    let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| nginx(&scene, mode));
+    let [required, optional] =
+        [Mode::Required, Mode::Optional].map(|mode| nginx(&scene, mode, None));
     scene.story(&required, &optional, &["ssl-client-cert", "ssl-client-verify"]);
     let nginx_plane = required;
-    let [required, optional] = [Mode::Required, Mode::Optional].map(|mode| envoy(&scene, mode));
+    let [required, optional] =
+        [Mode::Required, Mode::Optional].map(|mode| envoy(&scene, mode, None));
     scene.story(&required, &optional, &["x-forwarded-client-cert"]);
     let planes = [nginx_plane, optional];
     for plane in &planes {
@@ -536,12 +553,197 @@ async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
     // Without the gate nobody gets in.
     [scene.server.gate] = free_ports();
     for (plane, status) in
-        [(nginx(&scene, Mode::Optional), 500), (envoy(&scene, Mode::Optional), 403)]
+        [(nginx(&scene, Mode::Optional, None), 500), (envoy(&scene, Mode::Optional, None), 403)]
     {
         for client in [Some("good"), None] {
             assert_eq!(scene.ask(&plane, client, &[]).status, status);
         }
     }
+}
+
+/// Lines as `htpasswd -nbBC 4` makes them: of "correct horse", and of "battery staple".
+const ADA: &str = "ada:$2y$04$4I3P1N9FFyeguhg7VFQX5O2tMzoQiYp4oWXjJ3JZK2ZxCxMTTQWOi";
+const ADA_CHANGED: &str = "ada:$2y$04$6X32v/fJ8cvwwAw1wRRaeu3YMkA5LwMIH51RlXI83IcIS2ZPJ4xhi";
+const MD5: &str = "bob:$apr1$K7urAYhL$S0oFZQd53lymQtV/tixss1";
+
+/// The header of a user with this password.
+fn password(said: &str) -> String {
+    format!("Authorization: Basic {}", STANDARD.encode(said))
+}
+
+impl Scene {
+    /// Puts these lines into the Secret with the passwords.
+    async fn passwords(&self, lines: &[&str]) {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "users" },
+            "stringData": { "auth": lines.join("\n") },
+        });
+        let namespace = ["-n", &self.namespace];
+        self.kubectl(&[&namespace[..], &["apply", "-f", "-"]].concat(), &secret.to_string());
+    }
+
+    /// Certificate and password, at a route that requires both and at one where the certificate is optional.
+    fn needs_both(&self, required: &DataPlane, optional: &DataPlane) {
+        let (right, wrong) = ([password("ada:correct horse")], [password("ada:wrong")]);
+        let twice = [right[0].clone(), right[0].clone()];
+        for plane in [required, optional] {
+            let told = self.ask(plane, Some("good"), &right);
+            assert_eq!((told.status, told.header("authorization").len()), (200, 0), "{told:?}");
+            for headers in [&[][..], &wrong, &[password("eve:correct horse")]] {
+                let told = self.ask(plane, Some("good"), headers);
+                assert_eq!(told.status, 401, "{headers:?}: {told:?}");
+                assert!(told.asked.starts_with("Basic realm=\""), "{told:?}");
+            }
+            // nginx takes no second one at all.
+            let told = self.ask(plane, Some("good"), &twice);
+            assert!([400, 401].contains(&told.status), "{told:?}");
+            for headers in [&[][..], &right] {
+                let told = self.ask(plane, Some("stranger"), headers);
+                assert_eq!((told.status, &*told.asked), (plane.refusal, ""), "{told:?}");
+            }
+        }
+        assert_eq!(self.ask(required, None, &right).status, required.refusal);
+        // Leaving the certificate out does not get around the password.
+        let told = self.ask(optional, None, &[]);
+        assert_eq!((told.status, told.asked.is_empty()), (401, false), "{told:?}");
+        let told = self.ask(optional, None, &right);
+        assert_eq!((told.status, told.header("client-cert").len()), (200, 0), "{told:?}");
+        assert_eq!(told.header("authorization").len(), 0, "{told:?}");
+    }
+}
+
+/// A service that lets pass who says the word, and tells what it was asked.
+fn authorizer() -> (u16, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let (told, heads) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(&stream);
+            let mut head = String::new();
+            while reader.read_line(&mut head).is_ok_and(|read| read > 2) {}
+            let status =
+                if head.contains("Bearer sesame") { "204 No Content" } else { "403 Forbidden" };
+            let _ = write!(&stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            let _ = told.send(head);
+        }
+    });
+    (port, heads)
+}
+
+#[tokio::test]
+async fn a_second_factor_is_asked_for_beside_the_certificate_and_never_instead_of_it() {
+    let scene = Scene::new().await;
+    let service = scene.prepare_traefik();
+    let (port, asked) = authorizer();
+    let basic = "secondFactor: {basic: {secretName: users}}";
+    let trusts = [
+        guarded(&scene, "required", basic),
+        guarded(&scene, "optional", &format!("mode: Optional\n  {basic}")),
+        guarded(
+            &scene,
+            "service",
+            &format!("secondFactor: {{url: {{endpoint: 'http://127.0.0.1:{port}/check'}}}}"),
+        ),
+    ];
+    // Before there are passwords nobody gets in.
+    scene.kubectl(&["apply", "-f", "-"], &(service + &trusts.concat()));
+    let api = scene.api::<ClientTrust>();
+    let invalid = async |what: &str| {
+        let trust = wait_for(&api, "required", READY, "False", "SecondFactorInvalid").await;
+        let told = trust.status.expect("a status").conditions[0].message.clone();
+        assert!(told.contains("Secret \"users\"") && told.contains(what), "{told}");
+        assert!(!told.contains("K7ur"), "{told}");
+    };
+    invalid("does not exist").await;
+    wait_for(&api, "service", READY, "True", "Programmed").await;
+    let traefik = traefik(&scene);
+    let [required, optional, service] = ["required", "optional", "service"]
+        .map(|name| traefik.programmed(&format!("{name}.example.com")));
+    let right = [password("ada:correct horse")];
+    let told = scene.until(&required, Some("good"), &right, 403).await;
+    assert!(told.tells("policy of this route is not known"), "{told:?}");
+    scene.passwords(&["# staff", ADA]).await;
+    for name in ["required", "optional"] {
+        wait_for(&api, name, READY, "True", "Programmed").await;
+    }
+    for plane in [&required, &optional] {
+        scene.until(plane, Some("good"), &right, 200).await;
+    }
+    scene.needs_both(&required, &optional);
+    let forged = [
+        right[0].clone(),
+        format!("X-Forwarded-Tls-Client-Cert: {}", scene.client_cert("good").trim_matches(':')),
+    ];
+    let told = scene.ask(&optional, None, &forged);
+    assert!(told.status == 200 && !told.tells(forged[1].as_str()), "{told:?}");
+
+    // nginx and Envoy ask by hand.
+    let trusts = ["required", "optional"].map(Some);
+    let by_hand = |of: fn(&Scene, Mode, Option<&str>) -> DataPlane| {
+        [of(&scene, Mode::Required, trusts[0]), of(&scene, Mode::Optional, trusts[1])]
+    };
+    for [required, optional] in [by_hand(nginx), by_hand(envoy)] {
+        scene.needs_both(&required, &optional);
+    }
+
+    // A service decides; its word is needed each time.
+    scene.until(&service, Some("good"), &["Authorization: Bearer sesame".into()], 200).await;
+    let head = asked.recv().expect("it was asked").to_ascii_lowercase();
+    assert!(head.starts_with("get /check "), "{head}");
+    assert!(
+        head.contains(&format!("client-cert: {}", scene.client_cert("good")).to_ascii_lowercase())
+    );
+    for headers in [&[][..], &right] {
+        assert_eq!(scene.ask(&service, Some("good"), headers).status, 403);
+    }
+    assert_eq!(scene.ask(&service, None, &["Authorization: Bearer sesame".into()]).status, 0);
+
+    // Other passwords; a file that can't be used; none.
+    scene.passwords(&[ADA_CHANGED]).await;
+    let changed = [password("ada:battery staple")];
+    scene.until(&required, Some("good"), &changed, 200).await;
+    assert_eq!(scene.ask(&required, Some("good"), &right).status, 401);
+    scene.passwords(&[ADA, MD5]).await;
+    invalid("line 2: not a hash of bcrypt").await;
+    scene.until(&required, Some("good"), &right, 403).await;
+    scene.passwords(&[ADA]).await;
+    scene.until(&required, Some("good"), &right, 200).await;
+    scene.kubectl(&["-n", &scene.namespace, "delete", "secret", "users"], "");
+    invalid("does not exist").await;
+    scene.until(&required, Some("good"), &right, 403).await;
+    scene.passwords(&[ADA]).await;
+    scene.until(&required, Some("good"), &right, 200).await;
+
+    // The right password does not help a revoked certificate.
+    assert_eq!(scene.ask(&required, Some("stolen"), &right).status, 200);
+    scene.revoke("stolen").await;
+    for plane in [&required, &optional] {
+        let told = scene.until(plane, Some("stolen"), &right, 403).await;
+        assert!(told.asked.is_empty() && told.tells("revoked"), "{told:?}");
+    }
+    assert_eq!(scene.ask(&required, Some("stolen"), &[]).status, 403);
+
+    // The example's passwords can be used, though its route is not there.
+    let quickstart = "countersign-quickstart";
+    scene.kubectl(&["create", "namespace", quickstart], "");
+    scene.kubectl(&["apply", "-f", "-"], &fixture("examples/15-second-factor.yaml"));
+    eventually("the example's policy is there", || async {
+        policies(&scene).await.contains(&format!("{quickstart}.shop")).then_some(())
+    })
+    .await;
+
+    // Neither a password nor a hash is told to anybody.
+    for log in ["server.log", "controller.log"] {
+        let log = fs::read_to_string(scene.plane.folder().join(log)).expect("a log");
+        for secret in
+            ["correct horse", "battery", "4I3P1N9FF", "K7urAYhL", "sesame", &right[0][21..]]
+        {
+            assert!(!log.contains(secret), "{secret}");
+        }
+    }
+    scene.kubectl(&["-n", &scene.namespace, "delete", "clienttrust", "required"], "");
+    scene.until(&required, None, &[], 200).await;
 }
 
 /// The keys of the Secret that holds the gate's policies.

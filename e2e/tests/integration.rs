@@ -366,6 +366,24 @@ async fn bad_input_gets_a_clear_answer() {
         let message = try_create(&trusts, &yaml).await.expect_err(&yaml);
         assert!(message.contains(words), "{yaml}\n{message}");
     }
+    for (more, words) in [
+        ("secondFactor: {}", "exactly one of basic and url"),
+        (
+            "secondFactor: {basic: {secretName: a}, url: {endpoint: 'http://a/'}}",
+            "exactly one of basic and url",
+        ),
+        ("secondFactor: {url: {endpoint: 'https://a/'}}", "must be a URL such as http://"),
+        ("secondFactor: {url: {endpoint: 'http://ada@a/'}}", "without user and fragment"),
+        ("secondFactor: {url: {endpoint: 'http://a/', timeout: 1m}}", "at most 10s"),
+        (
+            "secondFactor: {basic: {secretName: a}}, canary: {endpoints: [{url: 'https://a/'}]}",
+            "set canary or secondFactor",
+        ),
+    ] {
+        let yaml = trust_yaml(ingress, "clients").replace("spec: {", &format!("spec: {{{more}, "));
+        let message = try_create(&trusts, &yaml).await.expect_err(&yaml);
+        assert!(message.contains(words), "{yaml}\n{message}");
+    }
 
     // Told by a condition, with object and field.
     let message_of = async |name: &str, reason: &str| {

@@ -3,6 +3,8 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::duration::Duration;
+
 /// Which clients of the authorities may pass. A client that any entry names is let in, every other one is
 /// refused.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
@@ -41,4 +43,62 @@ pub struct AllowedClients {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 64)))]
     pub organizational_units: Vec<String>,
+}
+
+/// What a client must have beside its certificate, which is looked at first. Where `mode` is `Optional`, who shows
+/// no certificate must have it, too.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.basic) != has(self.url)")
+        .message("spec.secondFactor must set exactly one of basic and url")
+)]
+pub struct SecondFactor {
+    /// A password, by HTTP Basic authentication (RFC 7617). The backend is not told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basic: Option<Passwords>,
+    /// Another service decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<Authorizer>,
+}
+
+/// The users and the hashes of their passwords.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Passwords {
+    /// A Secret in the same namespace with a file of lines `user:hash`, as `htpasswd -B` makes it. A hash is of
+    /// bcrypt (`$2y$`, `$2b$`, `$2a$`, cost 14 at most) or argon2id (64 MiB at most).
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+    /// The key of the Secret that holds it.
+    #[serde(default = "auth")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn auth() -> String {
+    "auth".to_owned()
+}
+
+/// A service that the gate asks about each request, with its `Authorization`, if it has one, and the client's
+/// certificate in `Client-Cert` (RFC 9440). Status 2xx lets the request pass; 401 has the client asked for a
+/// password; everything else, and silence, refuse.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Authorizer {
+    /// Its URL, which is asked by GET, such as `http://login.shop.svc:8080/check`. Passwords go there unencrypted:
+    /// it is for services within the cluster.
+    #[schemars(length(min = 8, max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^http://[!-~]+$') && isURL(self) && url(self).getHostname() != '' && !self.contains('@') && !self.contains('#')")
+        .message("spec.secondFactor.url.endpoint must be a URL such as http://login.shop.svc:8080/check, without user and fragment"))]
+    pub endpoint: String,
+    /// How long it may take to answer, 2s by default. At most 10s.
+    #[serde(default = "two_seconds")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('10s')")
+        .message("spec.secondFactor.url.timeout must be at least 1s and at most 10s"))]
+    pub timeout: Duration,
+}
+
+fn two_seconds() -> Duration {
+    Duration::from_secs(2)
 }

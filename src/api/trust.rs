@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::AuthorityReference;
 use super::bundle::Bundle;
 use super::canary::{Canary, CanaryStatus};
-use super::gate::AllowedClients;
+use super::gate::{AllowedClients, SecondFactor};
 
 /// Trust in the clients of some authorities, put before some routes.
 #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq)]
@@ -27,10 +27,12 @@ use super::gate::AllowedClients;
         .message("metadata.name must be at most 200 characters and hold no dot: the data plane's objects are named after it"),
     validation = Rule::new("(has(self.spec.targetRefs) && size(self.spec.targetRefs) > 0) || has(self.spec.bundle)")
         .message("spec must say where the clients are trusted: set targetRefs, bundle or both"),
-    validation = Rule::new("!has(self.spec.bundle) || !has(self.spec.allow)")
-        .message("spec.bundle: whoever reads it takes every client of the authorities, whatever spec.allow says; give the bundle a ClientTrust of its own"),
+    validation = Rule::new("!has(self.spec.bundle) || (!has(self.spec.allow) && !has(self.spec.secondFactor))")
+        .message("spec.bundle: whoever reads it takes every client of the authorities, whatever allow and secondFactor say; give the bundle a ClientTrust of its own"),
     validation = Rule::new("!has(self.spec.bundle) || self.spec.bundle.kind != 'Secret' || self.spec.bundle.name != 'countersign-' + self.metadata.name")
         .message("spec.bundle.name: the Secret of this name is the one that the data planes read; choose another"),
+    validation = Rule::new("!has(self.spec.canary) || !has(self.spec.secondFactor)")
+        .message("spec.canary has no password, and nobody but it would be refused; set canary or secondFactor"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
@@ -57,6 +59,9 @@ pub struct ClientTrustSpec {
     /// Which clients of the authorities may pass; when it is not set, all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowedClients>,
+    /// What a client must have beside its certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_factor: Option<SecondFactor>,
     /// By which headers the backend is told who the client is. What a client sends in any of them never reaches
     /// it.
     #[serde(default)]
@@ -194,6 +199,10 @@ pub enum Reason {
     IdentityNotForwarded,
     /// The data plane does not ask the gate, which decides by `allow`; nobody is let in there.
     AllowNotEnforced,
+    /// The data plane does not ask the gate, which decides by `secondFactor`; nobody is let in there.
+    SecondFactorNotEnforced,
+    /// The passwords of `secondFactor` can't be used; nobody is let in.
+    SecondFactorInvalid,
     /// The gate's policies don't fit a Secret, and this one is left out: nobody is let in.
     PolicyTooLarge,
     /// An object of the name that we need exists and is not ours.
@@ -221,6 +230,8 @@ impl Reason {
             Self::PlainHTTP => "PlainHTTP",
             Self::IdentityNotForwarded => "IdentityNotForwarded",
             Self::AllowNotEnforced => "AllowNotEnforced",
+            Self::SecondFactorNotEnforced => "SecondFactorNotEnforced",
+            Self::SecondFactorInvalid => "SecondFactorInvalid",
             Self::PolicyTooLarge => "PolicyTooLarge",
             Self::NotOwned => "NotOwned",
             Self::CRLTooLarge => "CRLTooLarge",

@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 use crate::cluster::client::Clients;
 use crate::controller::error::chain;
 use crate::metrics::Metrics;
+use crate::plan::destination::Network;
 use crate::serve::health;
 use crate::telemetry::{self, LogFormat};
 use crate::token::{Token, TokenConfig};
@@ -164,6 +165,10 @@ struct ServeArgs {
         value_name = "DURATION"
     )]
     gate_max_staleness: SignedDuration,
+    /// The services that spec.secondFactor.url of ClientTrusts names are asked in these networks only, such as
+    /// 10.0.0.0/8. When not given: everywhere but at loopback and link-local addresses.
+    #[arg(long, env = "SECOND_FACTOR_NETWORKS", value_delimiter = ',', value_name = "NETWORK")]
+    second_factor_networks: Vec<Network>,
     /// Folder for copies of the last good CRLs: with it a restart while the API server is down serves on.
     #[arg(long, env = "CRL_CACHE", value_name = "FOLDER")]
     crl_cache: Option<PathBuf>,
@@ -268,6 +273,7 @@ fn run_server(args: ServeArgs) -> Result<(), String> {
         crl_listen: args.crl_listen,
         gate_listen: args.gate_listen,
         gate_max_staleness: args.gate_max_staleness,
+        second_factor_networks: args.second_factor_networks,
         crl_cache: args.crl_cache,
     };
     run_process(args.process, |clients, metrics, ready, shutdown| async move {

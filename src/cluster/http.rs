@@ -47,6 +47,36 @@ pub async fn get(
     parse(&answer)
 }
 
+/// Longest head of an answer that is read.
+const HEAD_LIMIT: usize = 16 * 1024;
+
+/// The status of the answer to a request with these headers, whose values hold no line breaks; its body is not
+/// read.
+pub async fn status(
+    address: impl ToSocketAddrs,
+    host: &str,
+    path: &str,
+    headers: &[(&str, &[u8])],
+) -> io::Result<u16> {
+    let mut stream = TcpStream::connect(address).await?;
+    let mut request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n").into_bytes();
+    for (name, value) in headers {
+        request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
+    }
+    request.extend(b"\r\n");
+    stream.write_all(&request).await?;
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|octets| octets == b"\r\n\r\n") {
+        if stream.read_buf(&mut answer).await? == 0 || answer.len() > HEAD_LIMIT {
+            return Err(io::Error::other("the head of the answer is cut short or too long"));
+        }
+    }
+    let line = answer.split(|octet| *octet == b'\r').next().unwrap_or_default();
+    let line = std::str::from_utf8(line).ok().filter(|line| line.starts_with("HTTP/1."));
+    let status = line.and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    status.ok_or_else(|| io::Error::other("the answer is none of HTTP"))
+}
+
 fn parse(answer: &[u8]) -> io::Result<Answer> {
     let end = answer.windows(4).position(|octets| octets == b"\r\n\r\n");
     let end = end.ok_or_else(|| io::Error::other("an empty answer, or none of HTTP"))?;

@@ -14,7 +14,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde_json::Value;
 
 use super::canary::{Canaries, Settings};
-use super::policies::Known;
+use super::policies::{Known, PasswordWatches};
 use super::queues::Queues;
 use super::servers::Servers;
 use super::shards::Shard;
@@ -343,6 +343,8 @@ pub struct Published {
 pub struct Context {
     /// The client for calls.
     pub client: Client,
+    /// The client for watches.
+    pub watch_client: Client,
     /// The operator's namespace.
     pub namespace: String,
     /// Only these namespaces are looked after; all when empty.
@@ -391,6 +393,8 @@ pub struct Context {
     pub canaries: Canaries,
     /// The policies of the gate.
     pub policies: tokio::sync::Mutex<Known>,
+    /// The watches on Secrets with passwords.
+    pub password_watches: PasswordWatches,
     /// Since when each revocation that is not in force yet could have been.
     pub revoking: Mutex<HashMap<Key, Instant>>,
 }

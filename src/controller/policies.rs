@@ -1,10 +1,14 @@
 //! Writes the policies of trusts into the Secret that the servers of the gate read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
+use tokio::task::JoinSet;
 
 use super::context::{Context, Stores};
 use super::error::Error;
@@ -13,6 +17,7 @@ use crate::api::trust::Reason;
 use crate::api::{ClientTrust, label};
 use crate::cluster::Key;
 use crate::cluster::apply::{WriteError, write};
+use crate::cluster::store::Store;
 use crate::plan::gate::{self, POLICIES, needs_policy, policy_key};
 
 /// The policies by their key, as far as this process has looked at their trusts; none for those without.
@@ -21,19 +26,26 @@ pub type Known = BTreeMap<String, Option<Vec<u8>>>;
 /// Brings the policy of a trust to the gate; why that can't be, so that the gate lets nobody in, if so.
 pub(super) async fn put(context: &Context, trust: &ClientTrust) -> Result<Option<Wanted>, Error> {
     let key = Key::of(trust);
-    let Some(policy) = gate::policy(trust) else { return Ok(None) };
-    let text = serde_json::to_vec(&policy).unwrap_or_default();
-    match set(context, &key, Some(text)).await {
-        Ok(None) => Ok(None),
-        Ok(Some(message)) => {
-            Ok(Some(Wanted::no(PROGRAMMED, Reason::PolicyTooLarge.as_str(), message)))
+    let secret = match gate::passwords(trust) {
+        Some(passwords) => {
+            let secret = Key::new(&key.namespace, &passwords.secret_name);
+            context.password_watches.follow(context, &secret);
+            read(context, &secret).await?
         }
+        None => None,
+    };
+    let Some(policy) = gate::policy(trust, secret.as_ref()) else { return Ok(None) };
+    let no = |reason: Reason, message| Some(Wanted::no(PROGRAMMED, reason.as_str(), message));
+    let invalid = policy.as_ref().err().cloned();
+    let text = policy.ok().and_then(|policy| serde_json::to_vec(&policy).ok());
+    match set(context, &key, text).await {
+        Ok(None) => Ok(invalid.and_then(|message| no(Reason::SecondFactorInvalid, message))),
+        Ok(Some(message)) => Ok(no(Reason::PolicyTooLarge, message)),
         Err(Error::Write(WriteError::NotOwned(object))) => {
-            let message = format!(
-                "{object} in namespace {:?} exists and is not ours; delete it",
-                context.namespace
-            );
-            Ok(Some(Wanted::no(PROGRAMMED, Reason::NotOwned.as_str(), message)))
+            let namespace = &context.namespace;
+            let message =
+                format!("{object} in namespace {namespace:?} exists and is not ours; delete it");
+            Ok(no(Reason::NotOwned, message))
         }
         Err(error) => Err(error),
     }
@@ -41,12 +53,13 @@ pub(super) async fn put(context: &Context, trust: &ClientTrust) -> Result<Option
 
 /// Takes the policy of a trust that needs none any more, or is gone, away from the gate.
 pub(super) async fn remove(context: &Context, key: &Key) -> Result<(), Error> {
+    context.password_watches.prune(context);
     // Most clusters have no policies at all.
     if context.stores.secrets.get(&Key::new(&context.namespace, POLICIES)).is_none() {
         return Ok(());
     }
     match set(context, key, None).await {
-        // It is not what the servers take for ours.
+        // A Secret that is not ours is told to those who need it.
         Ok(_) | Err(Error::Write(WriteError::NotOwned(_))) => Ok(()),
         Err(error) => Err(error),
     }
@@ -66,15 +79,12 @@ async fn set(
     let name = policy_key(&key.namespace, &key.name);
     // One after the other: each writes the whole Secret.
     let mut known = context.policies.lock().await;
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &context.namespace);
-    let object = || format!("Secret {POLICIES}");
-    let present =
-        api.get_opt(POLICIES).await.map_err(|source| Error::Read { object: object(), source })?;
+    let present = read(context, &Key::new(&context.namespace, POLICIES)).await?;
     let ours = |secret: &Secret| {
         secret.labels().get(label::MANAGED_BY).is_some_and(|value| value == label::MANAGED_BY_VALUE)
     };
     if present.as_ref().is_some_and(|present| !ours(present)) {
-        return Err(WriteError::NotOwned(object()).into());
+        return Err(WriteError::NotOwned(format!("Secret {POLICIES}")).into());
     }
     let before = present.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();
     let exists = |namespace: &str, name: &str| {
@@ -109,4 +119,51 @@ fn secret(
     });
     secret.data = Some(data);
     secret
+}
+
+async fn read(context: &Context, key: &Key) -> Result<Option<Secret>, Error> {
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &key.namespace);
+    let found = api.get_opt(&key.name).await;
+    found.map_err(|source| Error::Read { object: format!("Secret {key}"), source })
+}
+
+/// The watches on Secrets that trusts take passwords from, which carry no label of ours; each is a task, which ends
+/// with its set.
+#[derive(Default)]
+pub struct PasswordWatches(Mutex<HashMap<Key, JoinSet<()>>>);
+
+impl PasswordWatches {
+    /// Wakes the trusts that take passwords from a Secret whenever it changes.
+    fn follow(&self, context: &Context, secret: &Key) {
+        self.prune(context);
+        let mut watches = self.0.lock().expect("no holder of this lock panics");
+        watches.entry(secret.clone()).or_insert_with(|| {
+            let api: Api<PartialObjectMeta<Secret>> =
+                Api::namespaced(context.watch_client.clone(), &secret.namespace);
+            let only = watcher::Config::default().fields(&format!("metadata.name={}", secret.name));
+            let (queue, trusts) = (context.queues.trust.clone(), context.stores.trusts.clone());
+            let changed = move |key: &Key, _: Option<&_>| {
+                takers(&trusts, key).into_iter().for_each(|trust| queue.push(trust));
+            };
+            let store = Store::<PartialObjectMeta<Secret>>::default();
+            let mut tasks = JoinSet::new();
+            tasks.spawn(store.watch(api, only, |_| {}, changed));
+            tasks
+        });
+    }
+
+    /// Ends those that no trust needs.
+    fn prune(&self, context: &Context) {
+        let mut watches = self.0.lock().expect("no holder of this lock panics");
+        watches.retain(|key, _| !takers(&context.stores.trusts, key).is_empty());
+    }
+}
+
+/// The trusts that take passwords from a Secret.
+fn takers(trusts: &Store<ClientTrust>, secret: &Key) -> Vec<Key> {
+    let takes = |trust: &&Arc<ClientTrust>| {
+        trust.namespace().as_ref() == Some(&secret.namespace)
+            && gate::passwords(trust).is_some_and(|from| from.secret_name == secret.name)
+    };
+    trusts.list().iter().filter(takes).map(|trust| Key::of(&**trust)).collect()
 }

@@ -140,6 +140,7 @@ pub async fn run(
     let ledger = LedgerHandle::load(clients.call.clone(), &config.namespace).await?;
     let context = Arc::new(Context {
         client: clients.call.clone(),
+        watch_client: clients.watch,
         namespace: config.namespace.clone(),
         namespaces: config.namespaces.clone(),
         gate_url: config.gate_url.clone(),
@@ -164,6 +165,7 @@ pub async fn run(
         canaries: canary::Canaries::default(),
         revoking: Mutex::new(HashMap::new()),
         policies: Default::default(),
+        password_watches: Default::default(),
     });
     canary::wake(&context);
     let (stop, stopped) = watch::channel(false);

@@ -32,6 +32,8 @@ pub struct Request<'a> {
     pub gate_url: &'a str,
     /// Does the gate decide by a policy of the trust's own, too?
     pub by_policy: bool,
+    /// Must clients have a password beside their certificate? The backend is not told it.
+    pub second_factor: bool,
 }
 
 impl Request<'_> {
@@ -311,6 +313,7 @@ pub(crate) mod tests {
             authorities: vec!["staff"],
             gate_url: "http://gate.example:8081",
             by_policy: false,
+            second_factor: false,
         }
     }
 }

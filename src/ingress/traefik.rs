@@ -42,6 +42,8 @@ const INFO_HEADER: &str = "X-Forwarded-Tls-Client-Cert-Info";
 /// The headers of RFC 9440: they are the proxy's to set, so that a backend may believe them, whoever it is behind.
 const CLIENT_CERT: &str = "Client-Cert";
 const CLIENT_CERT_CHAIN: &str = "Client-Cert-Chain";
+/// It carries the password, which only the gate needs.
+const AUTHORIZATION: &str = "Authorization";
 
 const TLS: &str = "traefik.ingress.kubernetes.io/router.tls";
 const TLS_OPTIONS: &str = "traefik.ingress.kubernetes.io/router.tls.options";
@@ -120,9 +122,17 @@ fn forward_auth(request: &Request<'_>) -> Value {
         "trustForwardHeader": true,
         "authRequestHeaders": [CERTIFICATE_HEADER],
     });
+    // Traefik replaces the request's header by the gate's, and removes it where the gate sends none.
+    let mut replaced = Vec::new();
     if request.forward_identity == ForwardIdentity::ClientCert {
-        // Traefik replaces the request's header by the gate's, and removes it where the gate sends none.
-        forward_auth["authResponseHeaders"] = json!([CLIENT_CERT]);
+        replaced.push(CLIENT_CERT);
+    }
+    if request.second_factor {
+        forward_auth["authRequestHeaders"] = json!([CERTIFICATE_HEADER, AUTHORIZATION]);
+        replaced.push(AUTHORIZATION);
+    }
+    if !replaced.is_empty() {
+        forward_auth["authResponseHeaders"] = json!(replaced);
     }
     forward_auth
 }
@@ -282,6 +292,24 @@ mod tests {
                 ],
             },
         })
+    }
+
+    #[test]
+    fn the_gate_is_told_the_password_and_the_backend_is_not() {
+        let gate = |request: Request<'_>| {
+            let objects = objects(&request);
+            let gate = objects.into_iter().find(|o| !o["spec"]["forwardAuth"].is_null());
+            gate.unwrap()["spec"]["forwardAuth"].take()
+        };
+        let native = gate(Request { second_factor: true, ..request() });
+        let asked = json!(["X-Forwarded-Tls-Client-Cert", "Authorization"]);
+        assert_eq!(native["authRequestHeaders"], asked);
+        assert_eq!(native["authResponseHeaders"], json!(["Authorization"]));
+        let forward_identity = ForwardIdentity::ClientCert;
+        let told = gate(Request { second_factor: true, forward_identity, ..request() });
+        assert_eq!(told["authResponseHeaders"], json!(["Client-Cert", "Authorization"]));
+        let without = gate(request());
+        assert_eq!(without["authRequestHeaders"], json!(["X-Forwarded-Tls-Client-Cert"]));
     }
 
     #[test]

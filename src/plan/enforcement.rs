@@ -201,6 +201,7 @@ mod tests {
                 authorities: vec![AuthorityReference { name: "staff".into() }],
                 target_refs: vec![target_ref.clone()],
                 allow: None,
+                second_factor: None,
                 mode: Mode::Required,
                 forward_identity: ForwardIdentity::default(),
                 canary: None,

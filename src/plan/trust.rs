@@ -157,6 +157,7 @@ fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) ->
         authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
         gate_url: world.gate_url,
         by_policy: gate::needs_policy(world.trust),
+        second_factor: world.trust.spec.second_factor.is_some(),
     }
 }
 
@@ -542,6 +543,7 @@ mod tests {
                 }],
                 mode: Mode::Required,
                 allow: None,
+                second_factor: None,
                 forward_identity: ForwardIdentity::Native,
                 bundle: None,
                 canary: None,

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::confirmed::Confirmed;
 use super::copies::Copies;
-use super::gate::{self, Gate};
+use super::gate::{self, Authorizers, Gate, Passwords};
 use super::health::until;
 use super::intake::Intake;
 use super::listener;
@@ -24,6 +24,7 @@ use super::view::View;
 use crate::cluster::client::Clients;
 use crate::cluster::crls;
 use crate::metrics::Metrics;
+use crate::plan::destination::Network;
 use crate::plan::publication::Scope;
 
 /// A copy that could not be written is tried again after this time.
@@ -40,6 +41,9 @@ pub struct Config {
     pub gate_listen: SocketAddr,
     /// For so long the gate answers by CRLs of which the cluster does not say that they are still the ones.
     pub gate_max_staleness: SignedDuration,
+    /// The gate asks services in these networks only about second factors; when there is none, everywhere but on its
+    /// own host and at link-local addresses.
+    pub second_factor_networks: Vec<Network>,
     /// Folder for copies of the last good CRLs.
     pub crl_cache: Option<PathBuf>,
 }
@@ -108,6 +112,8 @@ pub async fn run(
     let gate = gate::router(Gate {
         view: view.clone(),
         policies,
+        passwords: Arc::new(Passwords::default()),
+        authorizers: Arc::new(Authorizers::new(config.second_factor_networks)),
         confirmed,
         max_staleness: config.gate_max_staleness,
         metrics: metrics.clone(),

@@ -2,16 +2,19 @@
 //! trusts into one Secret of its own namespace, the only one that the servers may read.
 
 mod allow;
+pub mod password;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
 use serde::{Deserialize, Serialize};
 
 pub use allow::admits;
 
 use super::headroom::SECRET_LIMIT;
-use crate::api::gate::AllowedClients;
+use crate::api::gate::{AllowedClients, Authorizer, Passwords};
 use crate::api::trust::{Mode, Reason};
 use crate::api::{ClientTrust, ClientTrustSpec};
 
@@ -32,6 +35,28 @@ pub struct TrustPolicy {
     /// Which of these clients may pass; all when it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowedClients>,
+    /// What they must have beside their certificate; nothing when it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_factor: Option<SecondFactor>,
+}
+
+/// What clients must have beside their certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum SecondFactor {
+    /// A password: the hash of each user's.
+    Basic(BTreeMap<String, String>),
+    /// The word of a service.
+    Url(Authorizer),
+}
+
+impl fmt::Debug for SecondFactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Basic(users) => write!(f, "Basic(of {} users)", users.len()),
+            Self::Url(service) => f.debug_tuple("Url").field(service).finish(),
+        }
+    }
 }
 
 /// Does a trust ask for more than the gate is told in its URL?
@@ -41,16 +66,50 @@ pub fn needs_policy(trust: &ClientTrust) -> bool {
 
 /// What of a trust only the gate decides by, and the reason for which a target has that does not ask it.
 pub fn undecided(spec: &ClientTrustSpec) -> Option<(&'static str, Reason)> {
-    spec.allow.as_ref().map(|_| ("allow", Reason::AllowNotEnforced))
+    let allow = spec.allow.as_ref().map(|_| ("allow", Reason::AllowNotEnforced));
+    let second = || ("secondFactor", Reason::SecondFactorNotEnforced);
+    allow.or_else(|| spec.second_factor.as_ref().map(|_| second()))
 }
 
-/// The policy of a trust that needs one.
-pub fn policy(trust: &ClientTrust) -> Option<TrustPolicy> {
-    needs_policy(trust).then(|| TrustPolicy {
-        mode: trust.spec.mode,
-        authorities: trust.spec.authorities.iter().map(|one| one.name.clone()).collect(),
-        allow: trust.spec.allow.clone(),
+/// The Secret that a trust takes passwords from, and the key there.
+pub fn passwords(trust: &ClientTrust) -> Option<&Passwords> {
+    trust.spec.second_factor.as_ref()?.basic.as_ref()
+}
+
+/// The policy of a trust, if it needs one; or why it can't be had. `secret` is the one with the passwords, if it
+/// exists.
+pub fn policy(trust: &ClientTrust, secret: Option<&Secret>) -> Option<Result<TrustPolicy, String>> {
+    needs_policy(trust).then(|| {
+        Ok(TrustPolicy {
+            mode: trust.spec.mode,
+            authorities: trust.spec.authorities.iter().map(|one| one.name.clone()).collect(),
+            allow: trust.spec.allow.clone(),
+            second_factor: second_factor(&trust.spec, secret)?,
+        })
     })
+}
+
+fn second_factor(
+    spec: &ClientTrustSpec,
+    secret: Option<&Secret>,
+) -> Result<Option<SecondFactor>, String> {
+    let Some(wanted) = &spec.second_factor else { return Ok(None) };
+    if let Some(service) = &wanted.url {
+        return Ok(Some(SecondFactor::Url(service.clone())));
+    }
+    let Some(Passwords { secret_name, key }) = &wanted.basic else {
+        return Err("spec.secondFactor: neither basic nor url is set".to_owned());
+    };
+    let wrong = |why: &str| {
+        format!("spec.secondFactor.basic: Secret {secret_name:?} {why}; nobody is let in")
+    };
+    let secret = secret.ok_or_else(|| wrong("does not exist"))?;
+    let file = secret.data.as_ref().and_then(|data| data.get(key));
+    let file = file.ok_or_else(|| wrong(&format!("has no key {key:?}")))?;
+    let users = password::read_users(&file.0).map_err(|why| {
+        wrong(&format!("key {key:?}: {why}; put lines user:hash there, as htpasswd -B makes them"))
+    })?;
+    Ok(Some(SecondFactor::Basic(users)))
 }
 
 /// The key of a trust's policy in the Secret. Neither a namespace nor the name of a trust holds a dot.
@@ -88,7 +147,7 @@ pub fn too_large(key: &str, policies: &BTreeMap<String, ByteString>) -> Option<S
     let bytes: usize = policies.iter().map(|(key, policy)| key.len() + policy.0.len()).sum();
     (bytes > SECRET_LIMIT).then(|| {
         format!(
-            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow, here or elsewhere",
+            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow or the lists of users, here or elsewhere",
             bytes.div_ceil(1024),
             SECRET_LIMIT / 1024
         )
@@ -118,6 +177,41 @@ mod tests {
         let exists = |space: &str, name: &str| space == "shop" && name != "gone";
         let wanted = policies(&known, &present, exists);
         assert_eq!(wanted, data(&[("shop.a", "new"), ("shop.b", "b")]));
+    }
+
+    #[test]
+    fn passwords_that_can_t_be_used_are_told_without_them() {
+        let hash = "$2y$04$4I3P1N9FFyeguhg7VFQX5O2tMzoQiYp4oWXjJ3JZK2ZxCxMTTQWOi";
+        let spec: ClientTrustSpec = serde_yaml::from_str(
+            "{authorities: [{name: staff}], targetRefs: [], secondFactor: {basic: {secretName: users}}}",
+        )
+        .unwrap();
+        let trust = ClientTrust::new("clients", spec);
+        let ask = |secret: Option<Secret>| policy(&trust, secret.as_ref()).unwrap();
+        let secret = |key: &str, text: &str| {
+            Some(Secret { data: Some(data(&[(key, text)])), ..Secret::default() })
+        };
+        let good = ask(secret("auth", &format!("ada:{hash}\n"))).unwrap();
+        assert_eq!(
+            good.second_factor,
+            Some(SecondFactor::Basic([("ada".into(), hash.into())].into()))
+        );
+        assert!(!format!("{good:?}").contains("4I3P1N9"));
+        let text = serde_json::to_string(&good).unwrap();
+        assert_eq!(serde_json::from_str::<TrustPolicy>(&text).unwrap(), good);
+        for (found, why) in [
+            (None, "Secret \"users\" does not exist"),
+            (secret("other", "x"), "has no key \"auth\""),
+            (secret("auth", ""), "it names no user"),
+            (
+                secret("auth", "\nada:$apr1$K7urAYhL$S0oFZQd53lymQtV/tixss1"),
+                "line 2: not a hash of bcrypt",
+            ),
+        ] {
+            let told = ask(found).unwrap_err();
+            assert!(told.contains(why) && !told.contains("K7urAYhL"), "{told}");
+            assert!(told.starts_with("spec.secondFactor.basic: "), "{told}");
+        }
     }
 
     #[test]

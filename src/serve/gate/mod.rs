@@ -2,16 +2,19 @@
 //! handshake and hands the client's certificate over in a header; the gate answers 200 or 403 from
 //! memory. Whatever it does not understand is refused.
 //!
-//! A refusal is never 401, which Traefik and nginx take for a question, nor 5xx, which Envoy takes for a failure of
-//! the gate and may have been told to let pass.
+//! A refusal is 401, which has a browser ask for a password, only where the certificate is good and a password is
+//! missing or wrong; and never 5xx, which Envoy takes for a failure of the gate and may have been told to let pass.
 
+mod authorizer;
 mod form;
+mod password;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -19,7 +22,9 @@ use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use tracing::info;
 
+pub use authorizer::Authorizers;
 pub use form::{ENVOY, Form, NGINX, TRAEFIK};
+pub use password::Passwords;
 
 use super::confirmed::Confirmed;
 use super::policies::Policies;
@@ -28,7 +33,7 @@ use super::view::View;
 use crate::api::trust::Mode;
 use crate::metrics::{GateLabels, Metrics};
 use crate::pki::inspect::{client_names, inspect};
-use crate::plan::gate::{TrustPolicy, admits};
+use crate::plan::gate::{SecondFactor, TrustPolicy, admits};
 
 /// The header in which a backend is told the certificate (RFC 9440).
 const CLIENT_CERT: &str = "client-cert";
@@ -40,7 +45,11 @@ pub struct Gate {
     pub view: Arc<ArcSwap<View>>,
     /// The policies of trusts that have one.
     pub policies: Arc<ArcSwap<Policies>>,
-    /// When they were known to be the published ones.
+    /// What checks passwords.
+    pub passwords: Arc<Passwords>,
+    /// What asks other services.
+    pub authorizers: Arc<Authorizers>,
+    /// When the CRLs were known to be the published ones.
     pub confirmed: Arc<Confirmed>,
     /// For so long they may go unconfirmed.
     pub max_staleness: SignedDuration,
@@ -67,6 +76,16 @@ pub enum Refusal {
     Stale,
     /// The trust does not name this client among those that it allows.
     NotAllowed,
+    /// The certificate is good; the password is missing.
+    PasswordMissing,
+    /// The certificate is good; the password is wrong, or the service that decides says so.
+    PasswordWrong,
+    /// The service that decides beside the certificate refuses.
+    NotAuthorized,
+    /// That service gave no answer.
+    NoAuthorizer,
+    /// Too many requests wait for the check of a password.
+    Busy,
     /// The policy of the trust that the request names is not known here, or is about other authorities.
     UnknownPolicy,
     /// The request does not say which authorities are accepted.
@@ -75,7 +94,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// The label in metrics.
-    pub const fn label(self) -> &'static str {
+    pub const fn label(&self) -> &'static str {
         match self {
             Self::NoCertificate => "no_certificate",
             Self::BadCertificate => "bad_certificate",
@@ -85,9 +104,25 @@ impl Refusal {
             Self::CrlExpired => "crl_expired",
             Self::Stale => "stale",
             Self::NotAllowed => "not_allowed",
+            Self::PasswordMissing => "password_missing",
+            Self::PasswordWrong => "password_wrong",
+            Self::NotAuthorized => "not_authorized",
+            Self::NoAuthorizer => "no_authorizer",
+            Self::Busy => "busy",
             Self::UnknownPolicy => "unknown_policy",
             Self::BadRequest => "bad_request",
         }
+    }
+
+    /// The answer; browsers show the `realm` when they ask for a password.
+    fn answer(self, realm: Option<&str>) -> Response {
+        if !matches!(self, Self::PasswordMissing | Self::PasswordWrong) {
+            return (StatusCode::FORBIDDEN, self.message()).into_response();
+        }
+        let realm = realm.and_then(|trust| trust.rsplit('/').next()).unwrap_or_default();
+        // The name of a trust whose policy is known holds no quote.
+        let question = format!("Basic realm=\"{realm}\", charset=\"UTF-8\"");
+        (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, question)], self.message()).into_response()
     }
 
     /// What the client is told.
@@ -107,6 +142,13 @@ impl Refusal {
                 "this server has not heard of revocations for too long; ask the operator of this service\n"
             }
             Self::NotAllowed => "the client certificate is of a client that is not allowed here\n",
+            Self::PasswordMissing => "a password is required beside the client certificate\n",
+            Self::PasswordWrong => "the user name or the password is wrong\n",
+            Self::NotAuthorized => "this client is not authorized\n",
+            Self::NoAuthorizer => {
+                "the service that authorizes clients gave no answer; ask the operator of this service\n"
+            }
+            Self::Busy => "too many clients are waiting for the check of a password; try again\n",
             Self::UnknownPolicy => {
                 "the policy of this route is not known to the gate; ask the operator of this service\n"
             }
@@ -179,12 +221,13 @@ impl Policy {
 pub fn router(gate: Gate) -> Router {
     let by_query = |form: &'static Form| {
         any(async move |State(gate): State<Gate>, uri: Uri, headers: HeaderMap| {
-            gate.answer(form, Policy::of_query(uri.query().unwrap_or_default()), &headers)
+            let policy = Policy::of_query(uri.query().unwrap_or_default());
+            gate.answer(form, policy, &headers).await
         })
     };
     let by_path = async |State(gate): State<Gate>, uri: Uri, headers: HeaderMap| {
         let path = uri.path().strip_prefix("/gate/envoy/").unwrap_or_default();
-        gate.answer(&ENVOY, Policy::of_path(path), &headers)
+        gate.answer(&ENVOY, Policy::of_path(path), &headers).await
     };
     Router::new()
         .route("/gate/traefik", by_query(&TRAEFIK))
@@ -194,50 +237,60 @@ pub fn router(gate: Gate) -> Router {
 }
 
 impl Gate {
-    fn answer(
+    async fn answer(
         &self,
         form: &Form,
         policy: Result<Policy, Refusal>,
         headers: &HeaderMap,
     ) -> Response {
-        let decision = policy.and_then(|policy| {
+        let realm = policy.as_ref().ok().and_then(|policy| policy.trust.clone());
+        let decision = async {
+            let policy = policy?;
             let certificate = form.certificate(headers)?;
-            self.judge(policy, certificate.as_ref(), Timestamp::now())?;
+            self.judge(policy, certificate.as_ref(), headers, Timestamp::now()).await?;
             Ok(certificate)
-        });
-        let label = decision.as_ref().map_or_else(|refusal| refusal.label(), |_| "allowed");
+        };
+        let decision = decision.await;
+        let label = decision.as_ref().map_or_else(Refusal::label, |_| "allowed");
         self.metrics.gate_decisions.get_or_create(&GateLabels { decision: label }).inc();
         match decision {
             Ok(Some(leaf)) => [(CLIENT_CERT, form::client_cert(&leaf))].into_response(),
             Ok(None) => StatusCode::OK.into_response(),
             Err(refusal) => {
                 info!(reason = label, "refused");
-                (StatusCode::FORBIDDEN, refusal.message()).into_response()
+                refusal.answer(realm.as_deref())
             }
         }
     }
-}
 
-impl Gate {
-    /// Decides about the certificate that the client showed, by the question and by the policy of the trust.
-    fn judge(
+    /// Decides by the question and by the policy of the trust: about the certificate that the client showed, and
+    /// only about a good one, what else the client must have.
+    async fn judge(
         &self,
         policy: Policy,
         leaf: Option<&CertificateDer<'_>>,
+        headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let stale_at = self.confirmed.stale_at(self.max_staleness);
-        let Some(trust) = &policy.trust else {
+        let Some(trust) = policy.trust.clone() else {
             return decide(&self.view.load(), stale_at, &policy, leaf, now);
         };
-        let own = self.policies.load().get(trust).ok_or(Refusal::UnknownPolicy)?;
+        let own = self.policies.load().get(&trust).ok_or(Refusal::UnknownPolicy)?;
         decide(&self.view.load(), stale_at, &policy.narrowed(&own)?, leaf, now)?;
-        match (&own.allow, leaf) {
-            (Some(allow), Some(leaf)) => {
-                let names = client_names(leaf).map_err(|_| Refusal::BadCertificate)?;
-                admits(allow, &names).then_some(()).ok_or(Refusal::NotAllowed)
+        if let (Some(allow), Some(leaf)) = (&own.allow, leaf) {
+            let names = client_names(leaf).map_err(|_| Refusal::BadCertificate)?;
+            if !admits(allow, &names) {
+                return Err(Refusal::NotAllowed);
             }
-            _ => Ok(()),
+        }
+        let mut said = headers.get_all(AUTHORIZATION).iter();
+        // One that comes twice was perhaps not written by who knows the password alone.
+        let said = said.next().filter(|_| said.next().is_none());
+        match &own.second_factor {
+            None => Ok(()),
+            Some(SecondFactor::Basic(users)) => self.passwords.check(&trust, users, said).await,
+            Some(SecondFactor::Url(service)) => self.authorizers.check(service, said, leaf).await,
         }
     }
 }
@@ -287,6 +340,7 @@ mod tests {
     use crate::pki::issue::tests::sample_leaf;
     use crate::plan::ledger::CaKey;
     use crate::plan::publication::{Scope, render};
+    use axum::http::HeaderValue;
     use k8s_openapi::api::core::v1::ConfigMap;
 
     const NOW: &str = "2026-06-01T00:00:00Z";
@@ -462,6 +516,8 @@ mod tests {
         Gate {
             view: Arc::new(ArcSwap::from_pointee(view)),
             policies: Arc::new(ArcSwap::from_pointee(Policies::read(&secret))),
+            passwords: Arc::default(),
+            authorizers: Arc::new(Authorizers::new(Vec::new())),
             confirmed: Arc::new(confirmed),
             max_staleness: SignedDuration::from_hours(24),
             metrics,
@@ -474,6 +530,7 @@ mod tests {
             mode,
             authorities: authorities.iter().map(|name| (*name).to_owned()).collect(),
             allow: None,
+            second_factor: None,
         };
         let asked = |query: &str| Policy::of_query(&format!("trust=shop/t&{query}")).unwrap();
         let both = asked("mode=Optional&authority=a&authority=b");
@@ -488,30 +545,126 @@ mod tests {
         assert_eq!(apart, Err(Refusal::UnknownPolicy));
     }
 
+    /// What a gate answers that knows this policy, to the question with mode, to a client with certificate and
+    /// password, or without.
+    async fn ask(
+        gate: &Gate,
+        (trust, mode): (&str, &str),
+        leaf: Option<&CertificateDer<'_>>,
+        password: Option<&str>,
+    ) -> Result<(), Refusal> {
+        use base64::Engine;
+        use base64::engine::general_purpose::STANDARD;
+        let question = format!("trust={trust}&mode={mode}&authority=staff");
+        let mut headers = HeaderMap::new();
+        for password in password.into_iter().flat_map(|all| all.split('|')) {
+            let value = format!("Basic {}", STANDARD.encode(password));
+            headers.append(AUTHORIZATION, value.parse().unwrap());
+        }
+        gate.judge(Policy::of_query(&question).unwrap(), leaf, &headers, instant(NOW)).await
+    }
+
+    #[tokio::test]
+    async fn a_password_is_asked_for_where_the_certificate_is_good_and_nowhere_else() {
+        let ca = sample();
+        let (leaf, stranger) = (sample_leaf(&ca), sample_leaf(&sample()));
+        let factor = r#""secondFactor":{"basic":{"ada":"$2y$04$4I3P1N9FFyeguhg7VFQX5O2tMzoQiYp4oWXjJ3JZK2ZxCxMTTQWOi"}}"#;
+        let policy =
+            |more: &str| format!(r#"{{"mode":"Optional","authorities":["staff"],{factor}{more}}}"#);
+        let open = gate(view(&ca, &[]), &policy(""));
+        let (right, wrong) = (Some("ada:correct horse"), Some("ada:wrong"));
+        let (required, optional) = (("shop/t", "Required"), ("shop/t", "Optional"));
+        let unknown = Err(Refusal::UnknownAuthority);
+        for (mode, certificate, password, answer) in [
+            (required, Some(&leaf), right, Ok(())),
+            (required, Some(&leaf), wrong, Err(Refusal::PasswordWrong)),
+            (required, Some(&leaf), None, Err(Refusal::PasswordMissing)),
+            (
+                required,
+                Some(&leaf),
+                Some("ada:correct horse|ada:correct horse"),
+                Err(Refusal::PasswordMissing),
+            ),
+            (required, Some(&stranger), right, unknown),
+            (required, Some(&stranger), None, unknown),
+            (required, None, right, Err(Refusal::NoCertificate)),
+            (required, None, None, Err(Refusal::NoCertificate)),
+            // Who shows no certificate does not get around the password by that.
+            (optional, None, None, Err(Refusal::PasswordMissing)),
+            (optional, None, wrong, Err(Refusal::PasswordWrong)),
+            (optional, None, right, Ok(())),
+            (optional, Some(&stranger), right, unknown),
+        ] {
+            assert_eq!(
+                ask(&open, mode, certificate, password).await,
+                answer,
+                "{mode:?} {password:?}"
+            );
+        }
+        let serial = inspect(&leaf).unwrap().serial;
+        let entry = Entry { serial, revoked_at: instant("2026-05-31T00:00:00Z"), reason: None };
+        let revoked = gate(view(&ca, &[entry]), &policy(""));
+        assert_eq!(ask(&revoked, required, Some(&leaf), right).await, Err(Refusal::Revoked));
+        let few = gate(view(&ca, &[]), &policy(r#","allow":{"commonNames":["other"]}"#));
+        assert_eq!(ask(&few, required, Some(&leaf), None).await, Err(Refusal::NotAllowed));
+    }
+
     #[test]
-    fn only_those_whom_the_trust_allows_get_in_and_nobody_where_its_policy_is_not_known() {
+    fn only_a_missing_or_wrong_password_is_answered_by_a_question() {
+        let question = |refusal: Refusal| {
+            let answer = refusal.answer(Some("shop/clients"));
+            (answer.status().as_u16(), answer.headers().get(WWW_AUTHENTICATE).cloned())
+        };
+        let asked = HeaderValue::from_static("Basic realm=\"clients\", charset=\"UTF-8\"");
+        for refusal in [Refusal::PasswordMissing, Refusal::PasswordWrong] {
+            assert_eq!(question(refusal), (401, Some(asked.clone())));
+        }
+        for refusal in [
+            Refusal::NoCertificate,
+            Refusal::BadCertificate,
+            Refusal::UnknownAuthority,
+            Refusal::NotVerified,
+            Refusal::Revoked,
+            Refusal::CrlExpired,
+            Refusal::Stale,
+            Refusal::NotAllowed,
+            Refusal::NotAuthorized,
+            Refusal::NoAuthorizer,
+            Refusal::Busy,
+            Refusal::UnknownPolicy,
+            Refusal::BadRequest,
+        ] {
+            assert_eq!(question(refusal), (403, None), "{refusal:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_those_whom_the_trust_allows_get_in_and_nobody_where_its_policy_is_not_known() {
         let ca = sample();
         let leaf = sample_leaf(&ca);
         let name = client_names(&leaf).unwrap().common_names.swap_remove(0);
         let allow = |name: &str| format!(r#","allow":{{"commonNames":["{name}"]}}"#);
         let (own, other) = (allow(&name), allow("other"));
-        let ask = |trust: &str, mode: &str, allow: &str, leaf: Option<&CertificateDer<'_>>| {
-            let policy = format!(r#"{{"mode":"{mode}","authorities":["staff"]{allow}}}"#);
-            let question = format!("trust={trust}&mode={mode}&authority=staff");
-            let question = Policy::of_query(&question).unwrap();
-            gate(view(&ca, &[]), &policy).judge(question, leaf, instant(NOW))
-        };
+        let ask =
+            async |trust: &str, mode: &str, allow: &str, leaf: Option<&CertificateDer<'_>>| {
+                let policy = format!(r#"{{"mode":"{mode}","authorities":["staff"]{allow}}}"#);
+                ask(&gate(view(&ca, &[]), &policy), (trust, mode), leaf, None).await
+            };
         for mode in ["Required", "Optional"] {
-            assert_eq!(ask("shop/t", mode, "", Some(&leaf)), Ok(()));
-            assert_eq!(ask("shop/t", mode, &own, Some(&leaf)), Ok(()));
-            assert_eq!(ask("shop/t", mode, &other, Some(&leaf)), Err(Refusal::NotAllowed));
-            for trust in ["shop/other", "", "shop.t", "t"] {
-                assert_eq!(ask(trust, mode, &own, Some(&leaf)), Err(Refusal::UnknownPolicy));
+            assert_eq!(ask("shop/t", mode, "", Some(&leaf)).await, Ok(()));
+            assert_eq!(ask("shop/t", mode, &own, Some(&leaf)).await, Ok(()));
+            let refused = ask("shop/t", mode, &other, Some(&leaf)).await;
+            assert_eq!(refused, Err(Refusal::NotAllowed));
+            for (trust, policy) in
+                [("shop/other", &*own), ("", &own), ("shop.t", &own), ("t", &own), ("shop/t", "x")]
+            {
+                let refused = ask(trust, mode, policy, Some(&leaf)).await;
+                assert_eq!(refused, Err(Refusal::UnknownPolicy), "{trust} {policy}");
             }
-            assert_eq!(ask("shop/t", mode, "x", Some(&leaf)), Err(Refusal::UnknownPolicy));
         }
-        assert_eq!(ask("shop/t", "Required", &own, None), Err(Refusal::NoCertificate));
-        assert_eq!(ask("shop/t", "Optional", &own, None), Ok(()), "nobody's name is to be judged");
+        assert_eq!(ask("shop/t", "Required", &own, None).await, Err(Refusal::NoCertificate));
+        let nobody = ask("shop/t", "Optional", &own, None).await;
+        assert_eq!(nobody, Ok(()), "nobody's name is to be judged");
     }
 
     #[test]
