@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use countersign::api::authority::CaState;
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, PUBLISHED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use countersign::plan::gate::POLICIES;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
@@ -667,6 +668,12 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
         }
     }
     assert!(may(&client, SERVER, "watch", "configmaps", "", OPERATOR).await);
+    // Of Secrets the server reads the one with the policies of the gate.
+    let as_server: Api<Secret> = Api::namespaced(client_as(SERVER).await, OPERATOR);
+    as_server.get_opt(POLICIES).await.expect("it may look whether there are policies");
+    let only = ListParams::default().fields(&format!("metadata.name={POLICIES}"));
+    as_server.list(&only).await.expect("and list that one");
+    as_server.get_opt("another").await.expect_err("another Secret");
     for (verb, resource, group) in [
         ("delete", "secrets", ""),
         ("deletecollection", "secrets", ""),

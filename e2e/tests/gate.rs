@@ -364,38 +364,29 @@ fn nginx(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
     DataPlane::start(command, port, &folder.join("out"))
 }
 
+fn envoy_filter(name: &str, kind: &str, config: Value) -> Value {
+    json!({ "name": name, "typed_config": envoy_typed(&format!("filters.http.{kind}"), config) })
+}
+
 /// As docs/gate.md has it.
 fn envoy(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
-    let [port] = free_ports();
-    let folder = scene.path(&format!("envoy-{mode:?}-{}", trust.is_some()));
+    let name = format!("envoy-{mode:?}-{}", trust.is_some());
     let trust = trust.map(|name| format!("trust/{}/{name}/", scene.namespace)).unwrap_or_default();
     let hidden = if trust.is_empty() { json!([]) } else { json!([{ "remove": "authorization" }]) };
-    fs::create_dir_all(&folder).expect("a folder");
-    let file = |name: &str| json!({ "filename": scene.path(name) });
-    let filter = |name: &str, kind: &str, config: Value| json!({ "name": name, "typed_config": envoy_typed(&format!("filters.http.{kind}"), config) });
-    let cluster = |name: &str, port: u16| {
-        json!({
-            "name": name, "type": "STATIC", "connect_timeout": "1s",
-            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
-                { "endpoint": { "address": envoy_address(port) } }
-            ] }] },
-        })
-    };
+    let mutation = "header_mutation.v3.HeaderMutation";
     let exact = |name: &str| json!({ "patterns": [{ "exact": name }] });
-    let manager = json!({
-        "stat_prefix": "http",
-        "forward_client_cert_details": "SANITIZE_SET",
-        "common_http_protocol_options": { "headers_with_underscores_action": "DROP_HEADER" },
-        "set_current_client_cert_details": { "cert": true, "subject": true, "uri": true },
-        "route_config": { "virtual_hosts": [{
-            "name": "all", "domains": ["*"],
-            "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "backend" } }],
-        }] },
-        "http_filters": [
-            filter("strip", "header_mutation.v3.HeaderMutation", json!({ "mutations": {
-                "request_mutations": [{ "remove": "client-cert" }, { "remove": "client-cert-chain" }],
-            } })),
-            filter("gate", "ext_authz.v3.ExtAuthz", json!({
+    let filters = json!([
+        envoy_filter(
+            "strip",
+            mutation,
+            json!({ "mutations": {
+            "request_mutations": [{ "remove": "client-cert" }, { "remove": "client-cert-chain" }],
+        } })
+        ),
+        envoy_filter(
+            "gate",
+            "ext_authz.v3.ExtAuthz",
+            json!({
                 "http_service": {
                     "server_uri": { "uri": "http://gate", "cluster": "gate", "timeout": "1s" },
                     "path_prefix": format!("/gate/envoy/{trust}{mode:?}/clients"),
@@ -403,10 +394,72 @@ fn envoy(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
                 },
                 "allowed_headers": exact("x-forwarded-client-cert"),
                 "failure_mode_allow": false,
-            })),
-            filter("hide", "header_mutation.v3.HeaderMutation", json!({ "mutations": { "request_mutations": hidden } })),
-            filter("router", "router.v3.Router", json!({})),
-        ],
+            })
+        ),
+        envoy_filter("hide", mutation, json!({ "mutations": { "request_mutations": hidden } })),
+        envoy_filter("router", "router.v3.Router", json!({})),
+    ]);
+    run_envoy(scene, &name, filters, json!({}), json!({}))
+}
+
+/// As docs/gate.md has it, over gRPC.
+fn envoy_grpc(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
+    let name = format!("envoy-grpc-{mode:?}-{}", trust.is_some());
+    let mut extensions = json!({ "mode": format!("{mode:?}"), "authorities": "clients" });
+    if let Some(name) = trust {
+        extensions["trust"] = format!("{}/{name}", scene.namespace).into();
+    }
+    let filters = json!([
+        envoy_filter(
+            "gate",
+            "ext_authz.v3.ExtAuthz",
+            json!({
+                "grpc_service": { "envoy_grpc": { "cluster_name": "gate" }, "timeout": "1s" },
+                "transport_api_version": "V3",
+                "include_peer_certificate": true,
+                "failure_mode_allow": false,
+            })
+        ),
+        envoy_filter("router", "router.v3.Router", json!({})),
+    ]);
+    let route = json!({ "gate": envoy_typed("filters.http.ext_authz.v3.ExtAuthzPerRoute", json!({
+        "check_settings": { "context_extensions": extensions },
+    })) });
+    let http2 = envoy_typed(
+        "upstreams.http.v3.HttpProtocolOptions",
+        json!({
+            "explicit_http_config": { "http2_protocol_options": {} },
+        }),
+    );
+    let options = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2 });
+    run_envoy(scene, &name, filters, route, options)
+}
+
+/// Envoy with these filters, and what they are told of every route; and how it speaks to the gate.
+fn run_envoy(scene: &Scene, name: &str, filters: Value, route: Value, gate: Value) -> DataPlane {
+    let [port] = free_ports();
+    let folder = scene.path(name);
+    fs::create_dir_all(&folder).expect("a folder");
+    let file = |name: &str| json!({ "filename": scene.path(name) });
+    let cluster = |name: &str, port: u16, options: Value| {
+        json!({
+            "name": name, "type": "STATIC", "connect_timeout": "1s",
+            "typed_extension_protocol_options": options,
+            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
+                { "endpoint": { "address": envoy_address(port) } }
+            ] }] },
+        })
+    };
+    let manager = json!({
+        "stat_prefix": "http",
+        "forward_client_cert_details": "SANITIZE_SET",
+        "common_http_protocol_options": { "headers_with_underscores_action": "DROP_HEADER" },
+        "set_current_client_cert_details": { "cert": true, "subject": true, "uri": true },
+        "route_config": { "virtual_hosts": [{
+            "name": "all", "domains": ["*"], "typed_per_filter_config": route,
+            "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "backend" } }],
+        }] },
+        "http_filters": filters,
     });
     let tls = json!({
         "common_tls_context": {
@@ -417,8 +470,10 @@ fn envoy(scene: &Scene, mode: Mode, trust: Option<&str>) -> DataPlane {
         },
     });
     let mut config = envoy_config(port, tls, manager);
-    config["static_resources"]["clusters"] =
-        json!([cluster("gate", scene.server.gate), cluster("backend", scene.backend)]);
+    config["static_resources"]["clusters"] = json!([
+        cluster("gate", scene.server.gate, gate),
+        cluster("backend", scene.backend, json!({})),
+    ]);
     let path = folder.join("envoy.json");
     fs::write(&path, config.to_string()).expect("written");
     let mut command = Command::new(program("envoy"));
@@ -538,11 +593,13 @@ async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
     let [required, optional] =
         [Mode::Required, Mode::Optional].map(|mode| nginx(&scene, mode, None));
     scene.story(&required, &optional, &["ssl-client-cert", "ssl-client-verify"]);
-    let nginx_plane = required;
-    let [required, optional] =
-        [Mode::Required, Mode::Optional].map(|mode| envoy(&scene, mode, None));
-    scene.story(&required, &optional, &["x-forwarded-client-cert"]);
-    let planes = [nginx_plane, optional];
+    let mut planes = vec![required];
+    for envoy in [envoy, envoy_grpc] {
+        let [required, optional] =
+            [Mode::Required, Mode::Optional].map(|mode| envoy(&scene, mode, None));
+        scene.story(&required, &optional, &["x-forwarded-client-cert"]);
+        planes.push(optional);
+    }
     for plane in &planes {
         assert_eq!(scene.ask(plane, Some("stolen"), &[]).status, 200);
     }
@@ -552,9 +609,11 @@ async fn nginx_and_envoy_let_in_whom_the_gate_lets_in() {
     }
     // Without the gate nobody gets in.
     [scene.server.gate] = free_ports();
-    for (plane, status) in
-        [(nginx(&scene, Mode::Optional, None), 500), (envoy(&scene, Mode::Optional, None), 403)]
-    {
+    for (plane, status) in [
+        (nginx(&scene, Mode::Optional, None), 500),
+        (envoy(&scene, Mode::Optional, None), 403),
+        (envoy_grpc(&scene, Mode::Optional, None), 403),
+    ] {
         for client in [Some("good"), None] {
             assert_eq!(scene.ask(&plane, client, &[]).status, status);
         }
@@ -683,7 +742,7 @@ async fn a_second_factor_is_asked_for_beside_the_certificate_and_never_instead_o
     let by_hand = |of: fn(&Scene, Mode, Option<&str>) -> DataPlane| {
         [of(&scene, Mode::Required, trusts[0]), of(&scene, Mode::Optional, trusts[1])]
     };
-    for [required, optional] in [by_hand(nginx), by_hand(envoy)] {
+    for [required, optional] in [by_hand(nginx), by_hand(envoy), by_hand(envoy_grpc)] {
         scene.needs_both(&required, &optional);
     }
 

@@ -54,8 +54,11 @@ pub(super) async fn put(context: &Context, trust: &ClientTrust) -> Result<Option
 /// Takes the policy of a trust that needs none any more, or is gone, away from the gate.
 pub(super) async fn remove(context: &Context, key: &Key) -> Result<(), Error> {
     context.password_watches.prune(context);
+    let name = policy_key(&key.namespace, &key.name);
+    let known = context.policies.lock().await.get(&name).map(Option::is_some);
     // Most clusters have no policies at all.
-    if context.stores.secrets.get(&Key::new(&context.namespace, POLICIES)).is_none() {
+    let any = || context.stores.secrets.get(&Key::new(&context.namespace, POLICIES)).is_some();
+    if !known.unwrap_or_else(any) {
         return Ok(());
     }
     match set(context, key, None).await {
@@ -98,8 +101,12 @@ async fn set(
         known.insert(name.clone(), None);
         wanted = gate::policies(&known, &before, exists);
     }
-    if before != wanted {
-        write(&context.client, &secret(context, present, wanted)).await?;
+    if before != wanted
+        && let Err(error) = write(&context.client, &secret(context, present, wanted)).await
+    {
+        // What is not written is not known to be so.
+        known.remove(&name);
+        return Err(error.into());
     }
     Ok(trouble)
 }

@@ -76,7 +76,8 @@ fn bare(text: &str) -> Option<CertificateDer<'static>> {
     STANDARD.decode(leaf.trim_ascii()).ok().map(CertificateDer::from)
 }
 
-fn escaped_pem(text: &str) -> Option<CertificateDer<'static>> {
+/// Percent-encoded PEM; the first of several.
+pub fn escaped_pem(text: &str) -> Option<CertificateDer<'static>> {
     certificates(&unescape(text)?).ok()?.into_iter().next()
 }
 

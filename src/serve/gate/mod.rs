@@ -6,6 +6,7 @@
 //! missing or wrong; and never 5xx, which Envoy takes for a failure of the gate and may have been told to let pass.
 
 mod authorizer;
+mod ext_authz;
 mod form;
 mod password;
 
@@ -17,7 +18,7 @@ use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::{any, post};
 use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use tracing::info;
@@ -37,6 +38,8 @@ use crate::plan::gate::{SecondFactor, TrustPolicy, admits};
 
 /// The header in which a backend is told the certificate (RFC 9440).
 const CLIENT_CERT: &str = "client-cert";
+/// Its sister, which the gate never sets.
+const CLIENT_CERT_CHAIN: &str = "client-cert-chain";
 
 /// What the gate shares between requests.
 #[derive(Clone)]
@@ -233,6 +236,7 @@ pub fn router(gate: Gate) -> Router {
         .route("/gate/traefik", by_query(&TRAEFIK))
         .route("/gate/nginx", by_query(&NGINX))
         .route("/gate/envoy/{*policy}", any(by_path))
+        .route(ext_authz::PATH, post(ext_authz::check))
         .with_state(gate)
 }
 
@@ -244,23 +248,35 @@ impl Gate {
         headers: &HeaderMap,
     ) -> Response {
         let realm = policy.as_ref().ok().and_then(|policy| policy.trust.clone());
-        let decision = async {
+        match self.decision(policy, || form.certificate(headers), headers).await {
+            Ok(Some(leaf)) => [(CLIENT_CERT, form::client_cert(&leaf))].into_response(),
+            Ok(None) => StatusCode::OK.into_response(),
+            Err(refusal) => refusal.answer(realm.as_deref()),
+        }
+    }
+
+    /// The certificate that was `shown` by a client who is let in, and may have shown none; it is counted.
+    async fn decision(
+        &self,
+        policy: Result<Policy, Refusal>,
+        shown: impl FnOnce() -> Result<Option<CertificateDer<'static>>, Refusal>,
+        headers: &HeaderMap,
+    ) -> Result<Option<CertificateDer<'static>>, Refusal> {
+        let decide = async {
             let policy = policy?;
-            let certificate = form.certificate(headers)?;
+            let certificate = shown()?;
             self.judge(policy, certificate.as_ref(), headers, Timestamp::now()).await?;
             Ok(certificate)
         };
-        let decision = decision.await;
+        let decision = decide.await;
         let label = decision.as_ref().map_or_else(Refusal::label, |_| "allowed");
         self.metrics.gate_decisions.get_or_create(&GateLabels { decision: label }).inc();
-        match decision {
-            Ok(Some(leaf)) => [(CLIENT_CERT, form::client_cert(&leaf))].into_response(),
-            Ok(None) => StatusCode::OK.into_response(),
-            Err(refusal) => {
-                info!(reason = label, "refused");
-                refusal.answer(realm.as_deref())
-            }
-        }
+        decision.inspect_err(|_| info!(reason = label, "refused"))
+    }
+
+    /// Does a trust ask for a second factor, as far as it is known here?
+    fn asks_for_more(&self, trust: &str) -> bool {
+        self.policies.load().get(trust).is_some_and(|own| own.second_factor.is_some())
     }
 
     /// Decides by the question and by the policy of the trust: about the certificate that the client showed, and
@@ -332,7 +348,7 @@ pub fn decide(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::pki::CertificateAuthority;
     use crate::pki::authority::tests::{instant, sample};
@@ -505,7 +521,7 @@ mod tests {
     }
 
     /// A gate that knows the trust `shop/t` with this policy.
-    fn gate(view: View, policy: &str) -> Gate {
+    pub fn gate(view: View, policy: &str) -> Gate {
         use k8s_openapi::ByteString;
         use k8s_openapi::api::core::v1::Secret;
         let data = [("shop.t".to_owned(), ByteString(policy.into()))].into();
