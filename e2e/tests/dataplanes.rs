@@ -267,15 +267,22 @@ impl<P: DataPlane> Scene<P> {
     /// How the good client is refused, and the status for nobody.
     async fn lets_nobody_in_where_the_gate_decides(&self, refusal: Refusal, missing: u16) {
         let trusts = self.api::<ClientTrust>();
-        let allow = json!({"spec": {"mode": "Optional", "allow": {"commonNames": ["good"]}}});
-        patch(&trusts, "clients", allow).await;
-        let trust = wait_for(&trusts, "clients", READY, "False", "AllowNotEnforced").await;
-        let told = &trust.status.expect("a status").targets[0].conditions;
-        let told = &condition(told, PROGRAMMED).expect("it").message;
-        assert!(told.contains("spec.allow") && told.contains(P::NAME), "{told}");
-        self.until("the good client is refused", Some("good"), refusal).await;
-        assert_eq!(self.ask(None, &[]).status, missing);
-        let before = json!({"spec": {"mode": "Required", "allow": null}});
+        let service = json!({"url": {"endpoint": "http://login.example.com/"}});
+        for (field, value, reason) in [
+            ("allow", json!({"commonNames": ["good"]}), "AllowNotEnforced"),
+            ("secondFactor", service, "SecondFactorNotEnforced"),
+        ] {
+            let mut spec = json!({"mode": "Optional", "allow": null});
+            spec[field] = value;
+            patch(&trusts, "clients", json!({"spec": spec})).await;
+            let trust = wait_for(&trusts, "clients", READY, "False", reason).await;
+            let told = &trust.status.expect("a status").targets[0].conditions;
+            let told = &condition(told, PROGRAMMED).expect("it").message;
+            assert!(told.contains(&format!("spec.{field}")) && told.contains(P::NAME), "{told}");
+            self.until("the good client is refused", Some("good"), refusal).await;
+            assert_eq!(self.ask(None, &[]).status, missing);
+        }
+        let before = json!({"spec": {"mode": "Required", "secondFactor": null}});
         patch(&trusts, "clients", before).await;
         self.until("a valid certificate is let in again", Some("good"), OPEN).await;
         assert_eq!(self.ask(None, &[]).status, missing);

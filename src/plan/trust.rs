@@ -525,7 +525,7 @@ fn accepted(target: &Target<'_>) -> Wanted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::gate::AllowedClients;
+    use crate::api::gate::{AllowedClients, SecondFactor};
     use crate::api::{AuthorityReference, ClientTrustSpec};
     use crate::ingress::haproxy::HAPROXY_INGRESS;
     use crate::ingress::traefik::TRAEFIK;
@@ -699,29 +699,34 @@ mod tests {
 
     #[test]
     fn a_data_plane_that_does_not_ask_the_gate_lets_nobody_in_where_the_gate_decides() {
-        let mut trust = trust();
-        trust.spec.mode = Mode::Optional;
-        trust.spec.allow = Some(AllowedClients::default());
-        let host = "shop.example.com";
-        let mut object = ingress();
-        object["spec"] = json!({"rules": [{"host": host}], "tls": [{"hosts": [host]}]});
-        let mut world = world(&trust, Some(ANCHOR), Some(object), &[]);
-        world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
-        let Ok(Edit::Apply(edit)) = &plan(&world).edits[0] else { panic!("it is programmed") };
-        let verify = "haproxy-ingress.github.io/auth-tls-verify-client";
-        assert_eq!(edit["metadata"]["annotations"][verify], "on", "not what the trust says");
-        let told = status(&world, &[Ok(())]);
-        assert_eq!(condition(&told, READY), ("False", "AllowNotEnforced"));
-        assert_eq!(condition(&told, PROGRAMMED), ("False", "AllowNotEnforced"));
-        let mut secret = secret(&trust, &[("staff", Some(ANCHOR))]);
-        close(&mut secret);
-        assert!(secret.data.unwrap()["ca.crt"].0.is_empty());
+        let allow: fn(&mut ClientTrustSpec) = |spec| spec.allow = Some(AllowedClients::default());
+        let second: fn(&mut ClientTrustSpec) =
+            |spec| spec.second_factor = Some(SecondFactor { basic: None, url: None });
+        for (set, reason) in [(allow, "AllowNotEnforced"), (second, "SecondFactorNotEnforced")] {
+            let mut trust = trust();
+            trust.spec.mode = Mode::Optional;
+            set(&mut trust.spec);
+            let host = "shop.example.com";
+            let mut object = ingress();
+            object["spec"] = json!({"rules": [{"host": host}], "tls": [{"hosts": [host]}]});
+            let mut world = world(&trust, Some(ANCHOR), Some(object), &[]);
+            world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+            let Ok(Edit::Apply(edit)) = &plan(&world).edits[0] else { panic!("it is programmed") };
+            let verify = "haproxy-ingress.github.io/auth-tls-verify-client";
+            assert_eq!(edit["metadata"]["annotations"][verify], "on", "not what the trust says");
+            let told = status(&world, &[Ok(())]);
+            assert_eq!(condition(&told, READY), ("False", reason));
+            assert_eq!(condition(&told, PROGRAMMED), ("False", reason));
+            let mut secret = secret(&trust, &[("staff", Some(ANCHOR))]);
+            close(&mut secret);
+            assert!(secret.data.unwrap()["ca.crt"].0.is_empty());
 
-        world.targets[0].data_plane = Ok(&TRAEFIK);
-        assert_eq!(condition(&status(&world, &[Ok(())]), PROGRAMMED), ("True", "Programmed"));
-        world.policy_trouble = Some(Wanted::no(PROGRAMMED, "PolicyTooLarge", ""));
-        let told = status(&world, &[Ok(())]);
-        assert_eq!(condition(&told, PROGRAMMED), ("False", "PolicyTooLarge"));
+            world.targets[0].data_plane = Ok(&TRAEFIK);
+            assert_eq!(condition(&status(&world, &[Ok(())]), PROGRAMMED), ("True", "Programmed"));
+            world.policy_trouble = Some(Wanted::no(PROGRAMMED, "PolicyTooLarge", ""));
+            let told = status(&world, &[Ok(())]);
+            assert_eq!(condition(&told, PROGRAMMED), ("False", "PolicyTooLarge"));
+        }
     }
 
     #[test]
