@@ -13,7 +13,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{PUBLISHED, READY};
-use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity};
+use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use countersign::pki::authority::{CaParams, CertificateAuthority, NameConstraints};
 use countersign::pki::crl::{self, CrlNumber, Entry};
 use countersign::pki::inspect::{certificates, inspect};
@@ -208,12 +208,29 @@ async fn what_is_published_is_served_as_the_standards_have_it() {
 async fn a_server_serves_on_without_the_api_server() {
     let (mut scene, operator) = Scene::new(&["good", "stolen"]).await;
     let (good, stolen) = (scene.header("good").await, scene.header("stolen").await);
+    let trusts: Api<ClientTrust> = Api::namespaced(scene.client.clone(), &scene.namespace);
+    let trust = "{metadata: {name: gated}, spec: {authorities: [{name: clients}], allow: {commonNames: [good]}, \
+                 targetRefs: [{group: networking.k8s.io, kind: Ingress, name: missing}]}}";
+    create(&trusts, trust).await;
+    // By the policy of the trust, which is nowhere but in the cluster and in memory.
+    let namespace = scene.namespace.clone();
+    let by_policy = |server: &Server, certificate: &str| {
+        let gate = server.gate;
+        let url = format!(
+            "http://127.0.0.1:{gate}/gate/traefik?trust={namespace}/gated&mode=Required&authority=clients"
+        );
+        curl(&["--header", &format!("X-Forwarded-Tls-Client-Cert: {certificate}"), &url]).status
+    };
     scene.revoke("stolen").await;
     let cache = scene.folder().join("cache");
     let server = scene.serve(Some(&cache));
     server.until_ready().await;
     server.until_entries(1).await;
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    eventually("the policy is known", || async {
+        (by_policy(&server, &good) == 200).then_some(())
+    })
+    .await;
     let before = curl(&[&server.url("/crl/clients/1.crl")]);
     assert_eq!(server.metric("countersign_crl_served_from_disk"), Some(0.0));
     let copy = cache.join("crl-clients-1.json");
@@ -223,6 +240,7 @@ async fn a_server_serves_on_without_the_api_server() {
     operator.kill();
     scene.plane.stop_apiserver();
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    assert_eq!((by_policy(&server, &good), by_policy(&server, &stolen)), (200, 403));
     server.kill();
 
     // Nor when it has to start anew; it says what it lives on.
@@ -232,6 +250,7 @@ async fn a_server_serves_on_without_the_api_server() {
     assert_eq!((again.status, &again.body), (200, &before.body));
     assert_eq!(again.header("etag"), before.header("etag"));
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    assert_eq!(by_policy(&server, &good), 403, "no policy is on the disk");
     assert_eq!(server.metric("countersign_crl_served_from_disk"), Some(1.0));
     let confirmed = server.metric("countersign_crl_watch_timestamp_seconds");
     let this = "countersign_crl_served_this_update_timestamp_seconds{authority=\"clients\"}";
@@ -265,6 +284,10 @@ async fn a_server_serves_on_without_the_api_server() {
     })
     .await;
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (200, 403));
+    eventually("the policy is known", || async {
+        (by_policy(&server, &good) == 200).then_some(())
+    })
+    .await;
     scene.revoke("good").await;
     server.until_entries(2).await;
     assert_eq!((server.ask_gate(&good), server.ask_gate(&stolen)), (403, 403));
