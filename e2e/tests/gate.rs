@@ -889,6 +889,26 @@ async fn only_those_whom_the_trust_allows_get_in() {
     .await;
     scene.until(&exact, Some("good"), &[], 200).await;
 
+    // All policies stand in one Secret: one that does not fit is left out, and the others stay.
+    let users: String = (0..9000).map(|at| format!("user-{at}:{}\n", &ADA[4..])).collect();
+    let users = json!({ "metadata": { "name": "users" }, "stringData": { "auth": users } });
+    create(&scene.api::<Secret>(), &users.to_string()).await;
+    for (name, status, reason) in
+        [("large", "True", "Programmed"), ("too-large", "False", "PolicyTooLarge")]
+    {
+        let trust = guarded(&scene, name, "secondFactor: {basic: {secretName: users}}");
+        scene.kubectl(&["apply", "-f", "-"], &trust);
+        wait_for(&scene.api::<ClientTrust>(), name, READY, status, reason).await;
+    }
+    let plane = traefik.programmed("too-large.example.com");
+    let right = [password("user-1:correct horse")];
+    let told = scene.until(&plane, Some("good"), &right, 403).await;
+    assert!(told.tells("policy of this route is not known"), "{told:?}");
+    let plane = traefik.programmed("large.example.com");
+    scene.until(&plane, Some("good"), &right, 200).await;
+    assert_eq!(scene.ask(&exact, Some("good"), &[]).status, 200);
+    scene.kubectl(&["-n", &scene.namespace, "delete", "clienttrust", "large", "too-large"], "");
+
     scene.revoke("good").await;
     let told = scene.until(&exact, Some("good"), &[], 403).await;
     assert!(told.tells("revoked"), "{told:?}");
