@@ -27,8 +27,8 @@ use crate::ingress::{self, DataPlane, Edit};
 use crate::plan::crl::BACKDATE;
 use crate::plan::gate::needs_policy;
 use crate::plan::trust::{
-    Anchor, Served, Target, World, close, close_without_crl, crl_keys, gate_lags, is_owned, plan,
-    secret, secret_key, set_crls, status,
+    Anchor, Served, Target, World, close, close_without_crl, crl_keys, gate_lags, is_owned,
+    own_secret, plan, secret, secret_key, set_crls, status,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -95,7 +95,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     // The CRL first: nothing that fails further down may keep it from those who read it.
     let routes = context.stores.all_routes();
     let wanted = secret(&trust, &authorities);
-    let prepared = put_secret(&context, &trust, wanted.clone(), &routes).await;
+    let mut prepared = Ok(BTreeMap::new());
+    for one in secrets(&context, &trust, wanted.clone(), &routes) {
+        prepared = prepared.and(put_secret(&context, &trust, one, &routes).await);
+    }
     let (bundle, bundled) = bundle::of_trust(&context, &trust, &wanted, prepared.as_ref()).await;
     let detached = detach(&context, &key, &routes).await;
     let routes = served_routes(&context, routes);
@@ -404,13 +407,39 @@ async fn put_secret(
     Ok(wanted.data.unwrap_or_default())
 }
 
+/// The data planes of a trust's targets.
+fn data_planes(
+    context: &Context,
+    trust: &ClientTrust,
+    routes: &[Value],
+) -> impl Iterator<Item = &'static DataPlane> {
+    let namespace = trust.namespace().unwrap_or_default();
+    let of_trust = of_namespace(routes, &namespace).filter(|object| names(trust, object));
+    of_trust.filter_map(|object| data_plane(context, object).ok()).collect::<Vec<_>>().into_iter()
+}
+
+/// The Secret of a trust, and before it what data planes insist on beside it: by the trust's the authorities see
+/// that a new CA is everywhere.
+fn secrets(
+    context: &Context,
+    trust: &ClientTrust,
+    secret: Secret,
+    routes: &[Value],
+) -> Vec<Secret> {
+    let mut secrets: Vec<Secret> = Vec::new();
+    for own in data_planes(context, trust, routes).filter_map(|plane| plane.secret) {
+        let copy = own_secret(&secret, own);
+        if secrets.iter().all(|known| known.metadata.name != copy.metadata.name) {
+            secrets.push(copy);
+        }
+    }
+    secrets.push(secret);
+    secrets
+}
+
 /// Does a data plane let clients in by the trust's Secret, without asking the gate?
 fn decides_alone(context: &Context, trust: &ClientTrust, routes: &[Value]) -> bool {
-    let namespace = trust.namespace().unwrap_or_default();
-    let alone = |object: &Value| {
-        data_plane(context, object).is_ok_and(|plane| !plane.revocation.asks_gate())
-    };
-    of_namespace(routes, &namespace).any(|object| names(trust, object) && alone(object))
+    data_planes(context, trust, routes).any(|plane| !plane.revocation.asks_gate())
 }
 
 /// A later CRL than this process has seen stays.

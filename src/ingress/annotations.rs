@@ -52,6 +52,13 @@ pub fn rule_hosts(ingress: &Value) -> impl Iterator<Item = &str> {
     rules.filter_map(|rule| rule["host"].as_str())
 }
 
+/// The hosts under `tls` of an Ingress.
+pub fn tls_hosts(ingress: &Value) -> impl Iterator<Item = &str> {
+    let entries = ingress["spec"]["tls"].as_array().into_iter().flatten();
+    let hosts = entries.flat_map(|entry| entry["hosts"].as_array().into_iter().flatten());
+    hosts.filter_map(Value::as_str)
+}
+
 /// Where ACME's challenges are answered (RFC 8555 section 8.3), which some data planes leave open.
 pub const ACME: &str = "/.well-known/acme-challenge";
 

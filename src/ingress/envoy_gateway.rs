@@ -38,6 +38,7 @@ pub const ENVOY_GATEWAY: DataPlane = DataPlane {
     gateway_controller: Some(CONTROLLER),
     kinds: &[POLICY],
     revocation: Revocation::ByCrl("ca.crl"),
+    secret: None,
     objects: |request, targets| policy(request, targets).into_iter().collect(),
     attach,
     // A Gateway serves whom its routes name, and asks for certificates on all of its listeners.

@@ -49,6 +49,7 @@ const fn row(name: &'static str, controller: &'static str, revocation: Revocatio
         gateway_controller: Some(controller),
         kinds: &[],
         revocation,
+        secret: None,
         objects: |_, _| Vec::new(),
         attach,
         hosts: |_| Vec::new(),

@@ -33,6 +33,7 @@ pub const HAPROXY_INGRESS: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[],
     revocation: Revocation::ByCrl("ca.crl"),
+    secret: None,
     objects: |_, _| Vec::new(),
     attach,
     hosts,
@@ -93,13 +94,10 @@ fn hosts(object: &Value) -> Vec<String> {
     if object["kind"] != "Ingress" {
         return Vec::new();
     }
-    annotations::rule_hosts(object).chain(tls_hosts(object)).map(str::to_owned).collect()
-}
-
-fn tls_hosts(object: &Value) -> impl Iterator<Item = &str> {
-    let entries = object["spec"]["tls"].as_array().into_iter().flatten();
-    let hosts = entries.flat_map(|entry| entry["hosts"].as_array().into_iter().flatten());
-    hosts.filter_map(Value::as_str)
+    annotations::rule_hosts(object)
+        .chain(annotations::tls_hosts(object))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// What takes a host, or some of its names, out of the trust.
@@ -122,7 +120,7 @@ fn exposure(_: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
         let message = "has a rule without an exact host, for which HAProxy Ingress asks nobody for a certificate; give every rule its host";
         return exposed(Reason::HostMissing, message.to_owned());
     }
-    let plain = |host: &&str| !tls_hosts(target).any(|tls| tls == *host);
+    let plain = |host: &&str| !annotations::tls_hosts(target).any(|tls| tls == *host);
     if let Some(host) = annotations::rule_hosts(target).find(plain) {
         let message = format!(
             "has no entry under spec.tls with host {host:?}, so that HAProxy Ingress serves it over plain HTTP, where nobody is asked for a certificate; add one"

@@ -4,6 +4,7 @@
 pub mod annotations;
 pub mod contour;
 pub mod envoy_gateway;
+pub mod f5_nginx;
 pub mod gateway;
 pub mod gateway_api;
 pub mod haproxy;
@@ -128,6 +129,15 @@ pub struct Kind {
     pub detach: fn(trust: &str, &Value) -> Edit,
 }
 
+/// A Secret that a data plane insists on, with what is in the trust's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnSecret {
+    /// What follows the name of the trust's Secret in its name.
+    pub suffix: &'static str,
+    /// Its type.
+    pub type_: &'static str,
+}
+
 /// One data plane.
 pub struct DataPlane {
     /// Its name in messages and metrics.
@@ -140,6 +150,8 @@ pub struct DataPlane {
     pub kinds: &'static [Kind],
     /// How it refuses revoked certificates.
     pub revocation: Revocation,
+    /// A Secret of its own beside the trust's, if it does not take that one.
+    pub secret: Option<OwnSecret>,
     /// The objects that it needs in the namespace of the trust, for these targets.
     pub objects: fn(&Request<'_>, &[&Value]) -> Vec<Value>,
     /// Puts the trust on a target that no other trust has: its present state in, the change out.
@@ -160,6 +172,7 @@ pub const DATA_PLANES: &[&DataPlane] = &[
     &haproxy::HAPROXY_INGRESS,
     &contour::CONTOUR,
     &nginx::INGRESS_NGINX,
+    &f5_nginx::F5_NGINX,
     &envoy_gateway::ENVOY_GATEWAY,
     &gateway_api::NGINX_GATEWAY_FABRIC,
     &gateway_api::KGATEWAY,
@@ -263,6 +276,7 @@ pub fn detach(trust: &str, object: &Value) -> Edit {
     }
     match by_object(object) {
         Some((_, own)) => (own.detach)(trust, object),
+        None if f5_nginx::is_attached(trust, object) => f5_nginx::detach(trust, object),
         None => annotations::detach(object),
     }
 }

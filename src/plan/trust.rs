@@ -19,7 +19,9 @@ use crate::api::condition::{
 };
 use crate::api::trust::{CrlInForce, ForwardIdentity, Mode, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation, label};
-use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation, object_name};
+use crate::ingress::{
+    self, DataPlane, Edit, Exposure, OwnSecret, Request, Revocation, object_name,
+};
 use crate::pki::crl::CrlNumber;
 
 /// Keys of a trust's Secret.
@@ -239,6 +241,14 @@ pub fn secret(trust: &ClientTrust, authorities: &[(&str, Option<Anchor<'_>>)]) -
         data: Some(data),
         ..Secret::default()
     }
+}
+
+/// The Secret of a trust as a data plane insists on it.
+pub fn own_secret(secret: &Secret, own: OwnSecret) -> Secret {
+    let mut copy = secret.clone();
+    copy.metadata.name = secret.metadata.name.as_ref().map(|name| format!("{name}{}", own.suffix));
+    copy.type_ = Some(own.type_.to_owned());
+    copy
 }
 
 /// Puts CRLs into the data of a trust's Secret.
@@ -632,6 +642,18 @@ mod tests {
         let large = Anchor { bytes: SECRET_LIMIT + 1, ..ANCHOR };
         let data = secret(&trust, &[("staff", Some(large))]).data.unwrap();
         assert_eq!(data.keys().collect::<Vec<_>>(), ["ca.crt"]);
+    }
+
+    #[test]
+    fn a_data_plane_may_insist_on_a_secret_of_its_own_type() {
+        let trust = trust();
+        let secret = secret(&trust, &[("staff", Some(ANCHOR))]);
+        let own = crate::ingress::f5_nginx::F5_NGINX.secret.expect("one");
+        let copy = own_secret(&secret, own);
+        assert_eq!(copy.metadata.name.as_deref(), Some("countersign-clients-nginx"));
+        assert_eq!(copy.type_.as_deref(), Some("nginx.org/ca"));
+        assert!(is_owned(&trust, &copy.metadata));
+        assert_eq!(copy.data, secret.data);
     }
 
     #[test]
