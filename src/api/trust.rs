@@ -101,8 +101,8 @@ pub enum ForwardIdentity {
 #[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(self.group == 'networking.k8s.io' && self.kind == 'Ingress') || (self.group == 'traefik.io' && self.kind == 'IngressRoute') || (self.group == 'projectcontour.io' && self.kind == 'HTTPProxy') || (self.group == 'k8s.nginx.org' && self.kind == 'VirtualServer') || (self.group == 'gateway.networking.k8s.io' && self.kind == 'Gateway')")
-        .message("targetRefs must name an Ingress of group networking.k8s.io, an IngressRoute of group traefik.io, an HTTPProxy of group projectcontour.io, a VirtualServer of group k8s.nginx.org or a Gateway of group gateway.networking.k8s.io")
+    validation = Rule::new("(self.group == 'networking.k8s.io' && self.kind == 'Ingress') || (self.group == 'traefik.io' && self.kind == 'IngressRoute') || (self.group == 'projectcontour.io' && self.kind == 'HTTPProxy') || (self.group == 'k8s.nginx.org' && self.kind == 'VirtualServer') || (self.group == 'networking.istio.io' && self.kind == 'Gateway') || (self.group == 'gateway.networking.k8s.io' && self.kind == 'Gateway')")
+        .message("targetRefs must name an Ingress of group networking.k8s.io, an IngressRoute of group traefik.io, an HTTPProxy of group projectcontour.io, a VirtualServer of group k8s.nginx.org or a Gateway of group gateway.networking.k8s.io or networking.istio.io")
 )]
 pub struct TargetReference {
     /// API group of the object.

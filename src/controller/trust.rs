@@ -509,7 +509,7 @@ pub fn trusts_of_route(stores: &Stores, route: &Value) -> Vec<Key> {
             return true;
         }
         // One that serves no host may be a part of any other.
-        if hosts.is_empty() && route["kind"] == target.kind {
+        if hosts.is_empty() && ingress::is_of_same_kind(route, target) {
             return true;
         }
         let other = stores.route(&trust.namespace().unwrap_or_default(), target);

@@ -8,6 +8,7 @@ pub mod f5_nginx;
 pub mod gateway;
 pub mod gateway_api;
 pub mod haproxy;
+pub mod istio;
 pub mod nginx;
 pub mod traefik;
 
@@ -173,6 +174,7 @@ pub const DATA_PLANES: &[&DataPlane] = &[
     &contour::CONTOUR,
     &nginx::INGRESS_NGINX,
     &f5_nginx::F5_NGINX,
+    &istio::ISTIO,
     &envoy_gateway::ENVOY_GATEWAY,
     &gateway_api::NGINX_GATEWAY_FABRIC,
     &gateway_api::KGATEWAY,
@@ -216,16 +218,18 @@ pub fn by_kind(group: &str, kind: &str) -> Option<(&'static DataPlane, &'static 
 
 /// The same of an object.
 pub fn by_object(object: &Value) -> Option<(&'static DataPlane, &'static Kind)> {
-    by_kind(group_of(object)?, object["kind"].as_str()?)
+    by_kind(group_of(object), object["kind"].as_str()?)
 }
 
-fn group_of(object: &Value) -> Option<&str> {
-    Some(object["apiVersion"].as_str()?.split_once('/')?.0)
+/// The API group of an object.
+pub fn group_of(object: &Value) -> &str {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    version.split_once('/').map_or("", |(group, _)| group)
 }
 
 /// Is this an object of the kind?
 pub fn is_of_kind(object: &Value, kind: &Kind) -> bool {
-    group_of(object) == Some(kind.group) && object["kind"] == kind.kind
+    group_of(object) == kind.group && object["kind"] == kind.kind
 }
 
 /// Is this object the target, or what was made for targets such as this one?
@@ -233,9 +237,12 @@ pub fn serves(object: &Value, target: &TargetReference) -> bool {
     if target.group == GATEWAY.group && is_policy(object) {
         return true;
     }
-    group_of(object) == Some(&*target.group)
-        && object["kind"] == *target.kind
-        && object["metadata"]["name"] == *target.name
+    is_of_same_kind(object, target) && object["metadata"]["name"] == *target.name
+}
+
+/// Is an object of the kind that a target names? There are two of the name Gateway.
+pub fn is_of_same_kind(object: &Value, target: &TargetReference) -> bool {
+    group_of(object) == target.group && object["kind"] == *target.kind
 }
 
 /// Does the object tell a data plane how to serve Gateways?
