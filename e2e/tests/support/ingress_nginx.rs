@@ -282,7 +282,7 @@ fn locations(ingress: &Ingress, has_ca: bool, backend: &str) -> String {
              proxy_pass $target;\n\
              }}\n"
         );
-        write!(location, "auth_request {path};\n").expect("written");
+        writeln!(location, "auth_request {path};").expect("written");
         let headers = setting(ingress, "auth-response-headers").unwrap_or_default();
         for (i, header) in headers.split(',').enumerate() {
             let variable = header.to_lowercase().replace('-', "_");
