@@ -488,6 +488,7 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     scene.data_plane.route(&scene.client, &scene.namespace, "open", OPEN_HOST).await;
     let trusts = scene.api::<ClientTrust>();
     let ingresses = scene.api::<Ingress>();
+    scene.until("the shop is open before there is a trust", None, OPEN).await;
     assert_eq!(scene.plain(HOST), 302, "the plain port redirects");
     scene.trust().await;
     scene.until("no certificate is refused", None, HaproxyIngress::MISSING).await;

@@ -47,6 +47,7 @@ impl Request<'_> {
 
     /// Where the gate answers a data plane that hands certificates over in this form, such as `traefik`. A policy
     /// that the gate does not know lets nobody in.
+    /// ingress-nginx takes no URL with other characters than letters, digits and `-._~/:,?&=`.
     pub fn gate_address(&self, form: &str) -> String {
         let mode = match self.mode {
             Mode::Required => "Required",

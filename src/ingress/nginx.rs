@@ -25,8 +25,8 @@
 //! - Whatever lets a request past the gate, or its answer be that for another client, is told: [`BESIDE`].
 //!   `auth-tls-error-page`, `auth-tls-match-cn`, `server-alias` and `use-regex` don't: what an error page leads
 //!   to asks the gate, too, and aliases belong to the server, or the router, of their host.
-//! - ingress-nginx resolves the gate's name by DNS alone, without search domains: the name has to be complete,
-//!   with the cluster's domain.
+//! - ingress-nginx resolves the gate's name by DNS alone, without search domains (`proxy_pass $target`): one
+//!   that ends in `.svc` is told.
 
 use serde_json::{Value, json};
 
@@ -117,7 +117,13 @@ fn hosts(object: &Value) -> Vec<String> {
     annotations::rule_hosts(object).map(str::to_owned).collect()
 }
 
-fn exposure(_: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
+/// Is the gate's name one that needs a search domain?
+fn needs_search_domain(gate_url: &str) -> bool {
+    let (_, rest) = gate_url.split_once("://").unwrap_or(("", gate_url));
+    rest.split([':', '/']).next().is_some_and(|host| host.ends_with(".svc"))
+}
+
+fn exposure(request: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
     let exposed = |reason, message: String| Some(Exposure { reason, message });
     for (key, why) in BESIDE {
         if let Some(value) = setting(target, key).filter(|value| is_on(value)) {
@@ -126,6 +132,13 @@ fn exposure(_: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
                 format!("has {field} set to {value:?}, beside which {why}; remove the annotation");
             return exposed(Reason::Conflict, message);
         }
+    }
+    if needs_search_domain(request.gate_url) {
+        let message = format!(
+            "asks the gate at {}, a name that ingress-nginx can't resolve, so that nobody gets in: set the chart's clusterDomain, or --gate-url of the controller, to a complete one",
+            request.gate_url
+        );
+        return exposed(Reason::NotProgrammed, message);
     }
     if !annotations::names_its_hosts(target) {
         let message = "has a rule without an exact host, or a default backend, for which other Ingresses have a say that can't be looked for; give every rule its host";
@@ -257,6 +270,20 @@ mod tests {
             let told =
                 exposure(&request(Mode::Required), &target, &[]).map(|exposure| exposure.reason);
             assert_eq!(told, expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_gate_that_ingress_nginx_can_not_find_is_told() {
+        for (gate_url, expected) in [
+            ("http://countersign-server.countersign.svc:8081", Some(Reason::NotProgrammed)),
+            ("http://countersign-server.countersign.svc", Some(Reason::NotProgrammed)),
+            ("http://countersign-server.countersign.svc.cluster.local:8081", None),
+            ("http://192.0.2.1:8081", None),
+        ] {
+            let request = Request { gate_url, ..request(Mode::Required) };
+            let told = exposure(&request, &ingress(json!({})), &[]).map(|told| told.reason);
+            assert_eq!(told, expected, "{gate_url}");
         }
     }
 
