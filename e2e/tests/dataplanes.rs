@@ -10,6 +10,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{ACCEPTED, PROGRAMMED, READY, REVOCATION_ENFORCED};
 use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
 use countersign::pki::crl::{self, CrlNumber};
@@ -27,7 +29,7 @@ use serde_json::{Value, json};
 
 use support::contour::Contour;
 use support::control_plane::{ControlPlane, free_ports};
-use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource};
+use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource, told};
 use support::envoy_gateway::{EnvoyGateway, install, make};
 use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
@@ -49,6 +51,10 @@ const FAST: &str = "rotation: {preparation: 1s, activationTimeout: 1h, reissueWi
 const IN_FORCE: Duration = Duration::from_secs(30);
 
 const OPEN: Refusal = Refusal::status(200);
+const FORBIDDEN: Refusal = Refusal::status(403);
+
+/// A line as `htpasswd -nbBC 4` makes it, of "correct horse".
+const USERS: &str = "ada:$2y$04$4I3P1N9FFyeguhg7VFQX5O2tMzoQiYp4oWXjJ3JZK2ZxCxMTTQWOi";
 
 /// The shop behind a data plane, and the operator.
 struct Scene<P> {
@@ -182,8 +188,19 @@ impl<P: DataPlane> Scene<P> {
 
     /// Waits until a client is answered so.
     async fn until(&self, what: &str, identity: Option<&str>, expected: Refusal) {
+        self.until_with(&[], what, identity, expected).await;
+    }
+
+    /// The same of a client that sends these headers.
+    async fn until_with(
+        &self,
+        headers: &[&str],
+        what: &str,
+        identity: Option<&str>,
+        expected: Refusal,
+    ) {
         let started = Instant::now();
-        let mut last = self.ask(identity, &[]);
+        let mut last = self.ask(identity, headers);
         while !expected.is(&last) {
             assert!(
                 started.elapsed() < IN_FORCE,
@@ -191,7 +208,7 @@ impl<P: DataPlane> Scene<P> {
                 self.data_plane.log()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
-            last = self.ask(identity, &[]);
+            last = self.ask(identity, headers);
         }
     }
 
@@ -418,6 +435,56 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     println!("{row}");
     let readme = fs::read_to_string(root().join("README.md")).expect("it");
     assert!(readme.lines().any(|line| line == row), "README.md has not this row: {row}");
+}
+
+#[tokio::test]
+async fn ingress_nginx_asks_who_may_pass_and_for_a_password() {
+    asks_who_may_pass_and_for_a_password::<IngressNginx>().await;
+}
+
+#[tokio::test]
+async fn traefik_in_place_of_ingress_nginx_asks_who_may_pass_and_for_a_password() {
+    asks_who_may_pass_and_for_a_password::<Traefik<traefik::Nginx>>().await;
+}
+
+#[tokio::test]
+async fn traefik_asks_who_may_pass_and_for_a_password() {
+    asks_who_may_pass_and_for_a_password::<Traefik<Ingresses>>().await;
+}
+
+/// Where the gate is asked it decides by more than the CRL.
+async fn asks_who_may_pass_and_for_a_password<P: DataPlane>() {
+    let scene = Scene::<P>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.identity("other", "staff").await;
+    let trusts = scene.api::<ClientTrust>();
+    scene.trust().await;
+    scene.until("everybody of the staff is let in", Some("other"), OPEN).await;
+    patch(&trusts, "clients", json!({"spec": {"allow": {"commonNames": ["good"]}}})).await;
+    scene.until("a client that is not allowed is refused", Some("other"), FORBIDDEN).await;
+    scene.until("the one that is allowed is let in", Some("good"), OPEN).await;
+    scene.ready().await;
+
+    let users = json!({"metadata": {"name": "users"}, "stringData": {"auth": USERS}});
+    create(&scene.api::<Secret>(), &users.to_string()).await;
+    let factor = json!({"spec": {"secondFactor": {"basic": {"secretName": "users"}}}});
+    patch(&trusts, "clients", factor).await;
+    let asked = Refusal::status(401);
+    scene.until("a password is asked for", Some("good"), asked).await;
+    let basic = |pair: &str| format!("Authorization: Basic {}", STANDARD.encode(pair));
+    let (right, wrong) = (basic("ada:correct horse"), basic("ada:battery"));
+    scene.until_with(&[&right], "the right one lets in", Some("good"), OPEN).await;
+    scene.until_with(&[&wrong], "a wrong one does not", Some("good"), asked).await;
+    let (other, nobody) = (scene.ask(Some("other"), &[&right]), scene.ask(None, &[&right]));
+    assert!(FORBIDDEN.is(&other), "no password replaces the right certificate: {other:?}");
+    assert!(P::MISSING.or(FORBIDDEN).may_be(&nobody), "nor any: {nobody:?}");
+    // The gate asks at once, and the data plane keeps it from the backend when it has taken that up.
+    eventually("the backend does not get the password", || async {
+        told(&scene.ask(Some("good"), &[&right]), "Authorization").is_empty().then_some(())
+    })
+    .await;
+    scene.ready().await;
 }
 
 #[tokio::test]

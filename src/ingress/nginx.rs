@@ -77,6 +77,11 @@ const BESIDE: [(&str, &str); 9] = [
 ];
 
 fn wanted(request: &Request<'_>) -> [(&'static str, String); 7] {
+    // What the gate answers without is removed: the password stays between client and gate.
+    let forwarded = match request.second_factor {
+        true => "Client-Cert,Client-Cert-Chain,Authorization",
+        false => "Client-Cert,Client-Cert-Chain",
+    };
     let verify = match request.mode {
         Mode::Required => "on",
         Mode::Optional => "optional",
@@ -87,7 +92,7 @@ fn wanted(request: &Request<'_>) -> [(&'static str, String); 7] {
         ("auth-tls-verify-depth", DEPTH.to_owned()),
         (PASS, "true".to_owned()),
         ("auth-url", request.gate_address("nginx")),
-        ("auth-response-headers", "Client-Cert,Client-Cert-Chain".to_owned()),
+        ("auth-response-headers", forwarded.to_owned()),
         ("force-ssl-redirect", "true".to_owned()),
     ]
 }
@@ -223,6 +228,10 @@ mod tests {
             let there = ingress(expected["metadata"]["annotations"].clone());
             assert_eq!(attach(&request(mode), &there), Ok(Edit::Nothing));
         }
+        let with_password = Request { second_factor: true, ..request(Mode::Required) };
+        let headers =
+            wanted(&with_password).into_iter().find(|(key, _)| *key == "auth-response-headers");
+        assert!(headers.is_some_and(|(_, value)| value.ends_with(",Authorization")));
         assert!((INGRESS_NGINX.objects)(&request(Mode::Required), &[]).is_empty());
     }
 
