@@ -25,7 +25,7 @@ use crate::plan::allow::selects;
 use crate::plan::bundle::{
     COMPONENT, Content, Head, Reason, cluster_condition, condition, crls_in, emptied, over, render,
 };
-use crate::plan::trust::{is_controlled, secret_key};
+use crate::plan::trust_secret::{is_controlled, secret_key};
 
 /// The controller's name in logs, metrics and events.
 pub const NAME: &str = "bundle";

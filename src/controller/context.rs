@@ -41,7 +41,7 @@ use crate::plan::identity::{AuthorityView, Signer};
 use crate::plan::ledger::CaKey;
 use crate::plan::publication::Scope;
 use crate::plan::scope::{Target, target};
-use crate::plan::trust::crl_keys;
+use crate::plan::trust_secret::crl_keys;
 use crate::token::Token;
 
 /// What the watches saw.

@@ -7,17 +7,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::api::networking::v1::IngressClass;
 use kube::{Api, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tracing::{debug, info};
 
 use super::bundle;
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
-use super::gateway_class;
 use super::policies;
 use super::queue::Outcome;
+use super::targets::{data_plane, gather_targets, served_routes};
 use crate::api::condition::{CANARY_PASSED, PROGRAMMED, READY, Wanted};
 use crate::api::trust::{Reason, TargetReference};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation};
@@ -26,9 +25,9 @@ use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::{self, DataPlane, Edit};
 use crate::plan::crl::BACKDATE;
 use crate::plan::gate::needs_policy;
-use crate::plan::trust::{
-    Anchor, Served, Target, World, close, close_without_crl, crl_keys, gate_lags, is_owned,
-    own_secret, plan, secret, secret_key, set_crls, status,
+use crate::plan::trust::{Served, World, gate_lags, plan, status};
+use crate::plan::trust_secret::{
+    Anchor, close, close_without_crl, crl_keys, is_owned, own_secret, secret, secret_key, set_crls,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -44,10 +43,6 @@ const CONFLICT: Duration = Duration::from_secs(30);
 const GATE_AT_FIRST: Duration = Duration::from_millis(500);
 /// The longest time between two questions to them.
 const GATE_AT_LAST: Duration = Duration::from_secs(30);
-/// Annotation of an IngressClass that serves Ingresses without a class.
-const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
-/// The annotation that named the class before `spec.ingressClassName` did.
-const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
 /// Reconciles one trust.
 pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error> {
@@ -256,102 +251,6 @@ fn names(trust: &ClientTrust, object: &Value) -> bool {
 
 fn of_namespace<'a>(routes: &'a [Value], namespace: &str) -> impl Iterator<Item = &'a Value> {
     routes.iter().filter(move |object| object["metadata"]["namespace"] == namespace)
-}
-
-/// Every route with the data plane that serves it. One whose class is nobody's that we know concerns none.
-fn served_routes(context: &Context, routes: Vec<Value>) -> Vec<(&'static DataPlane, Value)> {
-    let served = |object: Value| Some((data_plane(context, &object).ok()?, object));
-    routes.into_iter().filter_map(served).collect()
-}
-
-async fn gather_targets<'a>(
-    context: &Context,
-    trust: &'a ClientTrust,
-) -> Result<Vec<Target<'a>>, Error> {
-    let namespace = trust.namespace().unwrap_or_default();
-    let mut targets = Vec::new();
-    for reference in &trust.spec.target_refs {
-        let object = read_target(context, &namespace, reference).await?;
-        let data_plane = match &object {
-            Some(object) => data_plane(context, object),
-            None => Err("it does not exist".to_owned()),
-        };
-        targets.push(Target { reference, object, data_plane });
-    }
-    Ok(targets)
-}
-
-async fn read_target(
-    context: &Context,
-    namespace: &str,
-    reference: &TargetReference,
-) -> Result<Option<Value>, Error> {
-    let own = ingress::by_kind(&reference.group, &reference.kind);
-    let version = own.map_or("v1", |(_, kind)| kind.version);
-    let api_version = format!("{}/{version}", reference.group);
-    let stub = json!({
-        "apiVersion": api_version,
-        "kind": reference.kind,
-        "metadata": {"name": reference.name, "namespace": namespace},
-    });
-    let found = apply::dynamic_api(&context.client, &stub).get_opt(&reference.name).await;
-    let found = found.map_err(|source| Error::Read {
-        object: format!("{} {namespace}/{}", reference.kind, reference.name),
-        source,
-    })?;
-    Ok(found.and_then(|object| {
-        let mut value = serde_json::to_value(&object).ok()?;
-        value["metadata"].as_object_mut()?.remove("managedFields");
-        Some(value)
-    }))
-}
-
-/// Which data plane serves an object follows from its kind; that of an Ingress from its class.
-fn data_plane(context: &Context, object: &Value) -> Result<&'static DataPlane, String> {
-    let kind = object["kind"].as_str().unwrap_or_default();
-    if ingress::is_of_kind(object, &ingress::GATEWAY) {
-        return gateway_class::data_plane(&context.stores, object);
-    }
-    if kind != "Ingress" {
-        return ingress::by_object(object)
-            .map(|(plane, _)| plane)
-            .ok_or_else(|| format!("no data plane is known for kind {kind}"));
-    }
-    let field = object["spec"]["ingressClassName"].as_str();
-    let annotated = object["metadata"]["annotations"][CLASS_ANNOTATION].as_str();
-    // Which of both counts is the choice of each data plane, and of its options.
-    if let (Some(field), Some(annotated)) = (field, annotated)
-        && field != annotated
-    {
-        return Err(format!(
-            "spec.ingressClassName is {field:?}, and its annotation {CLASS_ANNOTATION} is {annotated:?}; remove the annotation"
-        ));
-    }
-    let named = field.or(annotated);
-    let class = match named {
-        Some(name) => context
-            .stores
-            .ingress_classes
-            .get(&Key::cluster(name))
-            .ok_or_else(|| format!("its IngressClass {name:?} does not exist"))?,
-        None => {
-            let classes = context.stores.ingress_classes.list();
-            let is_default = |class: &Arc<IngressClass>| {
-                class.annotations().get(DEFAULT_CLASS).is_some_and(|value| value == "true")
-            };
-            classes.into_iter().find(is_default).ok_or_else(|| {
-                "it names no IngressClass and the cluster has no default one".to_owned()
-            })?
-        }
-    };
-    let controller = class.spec.as_ref().and_then(|spec| spec.controller.as_deref());
-    let controller = controller.unwrap_or_default();
-    ingress::by_ingress_controller(controller).ok_or_else(|| {
-        format!(
-            "its IngressClass {:?} is served by {controller:?}, which Countersign can't program",
-            class.name_any()
-        )
-    })
 }
 
 async fn put_secret(

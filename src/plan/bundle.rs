@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
-use super::trust::secret_key;
+use super::trust_secret::secret_key;
 use crate::api::bundle::{Bundle, BundleKind, CrlKey};
 use crate::api::condition::{BUNDLE_PUBLISHED, Wanted};
 use crate::api::{annotation, label};

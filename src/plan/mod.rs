@@ -31,3 +31,4 @@ pub mod status;
 pub mod template;
 pub mod trial;
 pub mod trust;
+pub mod trust_secret;
