@@ -965,8 +965,10 @@ async fn envoy_gateway_stays_closed_and_what_opens_it_is_told() {
     });
     make(&scene.client, None, foreign).await;
     let class = |name: &str| json!({"spec": {"gatewayClassName": name}});
+    let uid = policies.get(ours).await.expect("the policy").metadata.uid;
     patch(&gateways, "shop", class("foreign")).await;
     scene.not_ready("UnsupportedDataPlane").await;
+    assert_eq!(policies.get(ours).await.expect("the policy").metadata.uid, uid);
     patch(&gateways, "shop", class("envoy")).await;
     scene.ready().await;
     scene.until("no certificate is refused", None, EnvoyGateway::MISSING).await;

@@ -168,7 +168,7 @@ impl DataPlane for EnvoyGateway {
         });
         make(client, None, class).await;
 
-        // It looks for its certificates in /certs, and nowhere else.
+        // It looks for its certificates in /certs, and nowhere else; for that the test has to be root.
         let log = folder.join("log");
         let output = || File::options().create(true).append(true).open(&log).expect("a log");
         let script = "mkdir -p /certs && mount --bind \"$1\" /certs && exec \"$2\" server --config-path \"$3\"";
