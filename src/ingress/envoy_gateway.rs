@@ -10,14 +10,16 @@
 //!   nor is it known what listeners ListenerSets bring along. All are told.
 //! - of two policies for one Gateway the older one counts, and one for a listener before that for its Gateway.
 //!   Either way the status of ours says so.
-//! - `spec.tls.frontend` of a Gateway gives way to the policy. As it means to say something else, it is told.
+//! - without the Secret a listener asks nobody for a certificate, and its routes answer 500; the former is in force
+//!   a moment earlier. So `spec.tls.frontend` of the Gateway names the Secret, too: it gives way to the policy, but
+//!   when it is broken there is no listener. Its `perPort` would go before it, and is told.
 //! - our own policy may get fields from another hand, such as `allowExpiredCertificate`, which is told.
 
 use serde_json::{Value, json};
 
 use super::{
     DataPlane, Edit, Exposure, FieldConflict, GATEWAY, Kind, Request, Revocation, annotations,
-    gateway, is_anothers, is_of_kind,
+    gateway, gateway_api, is_anothers, is_of_kind,
 };
 use crate::api::annotation;
 use crate::api::trust::{Mode, Reason};
@@ -88,9 +90,10 @@ fn wanted(request: &Request<'_>) -> Value {
     })
 }
 
-/// The Gateway itself only gets the mark.
+/// The Gateway itself gets the mark, and a second lock. When the Secret is lost Envoy Gateway takes the policy's
+/// demand for certificates away a moment before it answers 500; for this one it takes the listener away.
 fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
-    Ok(annotations::attach(request, target, json!({})))
+    gateway_api::attach(request, target)
 }
 
 /// Takes the trust off its Gateways by deleting the policy. The mark alone does not make it ours.
@@ -113,16 +116,9 @@ fn exposure(request: &Request<'_>, target: &Value, objects: &[&Value]) -> Option
             && object["metadata"]["name"] == request.object_name()
     });
     gateway::unfit(target)
-        .or_else(|| frontend(target))
+        .or_else(|| gateway_api::per_port(target))
         .or_else(|| stranger(request, ours?))
         .or_else(|| not_taken(target, ours))
-}
-
-/// What somebody else asks for in the Gateway itself.
-fn frontend(target: &Value) -> Option<Exposure> {
-    let message = "has spec.tls.frontend set, which Envoy Gateway does not heed beside a ClientTrafficPolicy; remove it, or remove the target from the ClientTrust";
-    let exposure = Exposure { reason: Reason::Conflict, message: message.to_owned() };
-    (!target["spec"]["tls"]["frontend"].is_null()).then_some(exposure)
 }
 
 /// What another hand set beside our fields in the policy.
@@ -275,23 +271,6 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_gets_the_mark_and_loses_it() {
-        let mark = json!({
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "Gateway",
-            "metadata": {"name": "shop", "namespace": "shop", "uid": "u", "annotations": {annotation::TRUST: "clients"}},
-        });
-        let applied = attach(&ENVOY_GATEWAY, &request(Mode::Required), &shop());
-        assert_eq!(applied, Ok(Edit::Apply(mark)));
-        let mut marked = shop();
-        marked["metadata"]["annotations"] = json!({annotation::TRUST: "clients"});
-        let again = attach(&ENVOY_GATEWAY, &request(Mode::Required), &marked);
-        assert_eq!(again, Ok(Edit::Nothing));
-        let Edit::Apply(removed) = detach("clients", &marked) else { panic!("kept") };
-        assert!(removed["metadata"].get("annotations").is_none());
-    }
-
-    #[test]
     fn the_policy_is_deleted_when_nothing_needs_it_and_only_if_it_is_ours() {
         let Edit::Delete(deleted) = detach("clients", &taken()) else { panic!("kept") };
         assert_eq!(deleted["metadata"]["name"], "countersign-clients");
@@ -342,9 +321,9 @@ mod tests {
         let mut sets = shop();
         sets["status"]["attachedListenerSets"] = json!(1);
         assert_eq!(told(&sets, &taken()).unwrap().reason, Reason::Conflict);
-        let mut frontend = shop();
-        frontend["spec"]["tls"]["frontend"] = json!({"default": {}});
-        assert_eq!(told(&frontend, &taken()).unwrap().reason, Reason::Conflict);
+        let mut ports = shop();
+        ports["spec"]["tls"]["frontend"]["perPort"] = json!([{"port": 443, "tls": {}}]);
+        assert_eq!(told(&ports, &taken()).unwrap().reason, Reason::Conflict);
     }
 
     #[test]

@@ -63,7 +63,8 @@ fn wanted(request: &Request<'_>) -> Value {
     json!({"mode": "AllowValidOnly", "caCertificateRefs": [secret]})
 }
 
-fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
+/// Names our Secret in the Gateway.
+pub fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
     if is_attached(request, target) {
         return Ok(Edit::Nothing);
     }
@@ -81,6 +82,7 @@ fn is_attached(request: &Request<'_>, target: &Value) -> bool {
 
 fn exposure(request: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
     gateway::unfit(target)
+        .or_else(|| per_port(target))
         .or_else(|| not_by_frontend(target))
         .or_else(|| not_taken(request, target))
         .or_else(|| inexpressible(request))
@@ -88,18 +90,21 @@ fn exposure(request: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Expos
 
 /// What `spec.tls.frontend.default` does not hold for.
 fn not_by_frontend(target: &Value) -> Option<Exposure> {
-    let conflict = |message| Some(Exposure { reason: Reason::Conflict, message });
-    let ports = target["spec"]["tls"]["frontend"]["perPort"].as_array();
-    if ports.is_some_and(|ports| !ports.is_empty()) {
-        let message = "has spec.tls.frontend.perPort set, which goes before what the trust asks for on these ports; remove it";
-        return conflict(message.to_owned());
-    }
     let mut listeners = gateway::listeners(target);
     let other = listeners.find(|listener| listener["protocol"] != "HTTPS")?;
-    conflict(format!(
+    let message = format!(
         "has a listener {} of protocol {}, and spec.tls.frontend is for HTTPS; move the listener to another Gateway",
         other["name"], other["protocol"]
-    ))
+    );
+    Some(Exposure { reason: Reason::Conflict, message })
+}
+
+/// What goes before `spec.tls.frontend.default`.
+pub fn per_port(target: &Value) -> Option<Exposure> {
+    let ports = target["spec"]["tls"]["frontend"]["perPort"].as_array();
+    let message = "has spec.tls.frontend.perPort set, which goes before what the trust asks for on these ports; remove it";
+    let exposure = Exposure { reason: Reason::Conflict, message: message.to_owned() };
+    ports.is_some_and(|ports| !ports.is_empty()).then_some(exposure)
 }
 
 /// What the controller says of the listeners, unless it took all as they are.
