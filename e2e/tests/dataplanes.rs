@@ -938,7 +938,7 @@ async fn envoy_gateway_stays_closed_and_what_opens_it_is_told() {
     patch(&trusts, "clients", targets(&["shop"])).await;
     other_is(OPEN).await;
     scene.expect("no certificate", None, EnvoyGateway::MISSING);
-    let mark = "countersign.dev/trust";
+    let mark = "countersign.dev/client-trust";
     eventually("it has no mark", || async {
         let other = gateways.get("other").await.expect("it");
         (!other.annotations().contains_key(mark)).then_some(())
@@ -1056,7 +1056,7 @@ async fn gateways_of_other_controllers_get_the_field_of_the_gateway_api() {
     delete(&trusts, "fabric").await;
     eventually("nothing of it stays", || async {
         let fabric = gateways.get("fabric").await.expect("it");
-        let marked = fabric.annotations().contains_key("countersign.dev/trust");
+        let marked = fabric.annotations().contains_key("countersign.dev/client-trust");
         (fabric.data["spec"]["tls"]["frontend"].is_null() && !marked).then_some(())
     })
     .await;

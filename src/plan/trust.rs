@@ -361,15 +361,7 @@ fn exposure(world: &World<'_>, target: &Target<'_>) -> Option<Exposure> {
 
 fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
     let no = |reason: Reason, message| Wanted::no(REVOCATION_ENFORCED, reason.as_str(), message);
-    if let Some(exposure) = exposure {
-        return no(Reason::NotProgrammed, exposure.message.clone());
-    }
     match target.data_plane.as_ref().map(|plane| plane.revocation) {
-        Ok(Revocation::ViaGate) => Wanted::yes(
-            REVOCATION_ENFORCED,
-            Reason::ViaGate.as_str(),
-            "the data plane has no CRL support; the gate refuses revoked certificates",
-        ),
         Ok(Revocation::Unenforced) => {
             let TargetReference { kind, name, .. } = target.reference;
             let plane = target.data_plane.as_ref().map_or("", |plane| plane.name);
@@ -378,6 +370,14 @@ fn enforced(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>)
             );
             no(Reason::DataPlaneLacksCRL, message)
         }
+        Ok(_) if let Some(exposure) = exposure => {
+            no(Reason::NotProgrammed, exposure.message.clone())
+        }
+        Ok(Revocation::ViaGate) => Wanted::yes(
+            REVOCATION_ENFORCED,
+            Reason::ViaGate.as_str(),
+            "the data plane asks the gate, which refuses revoked certificates",
+        ),
         Ok(Revocation::ByCrl(_)) => match too_large(&world.authorities) {
             Some(message) => no(Reason::CRLTooLarge, message),
             None => Wanted::yes(
