@@ -344,9 +344,9 @@ async fn bad_input_gets_a_clear_answer() {
             "{{apiVersion: countersign.dev/v1alpha1, kind: ClientTrust, metadata: {{name: t}}, spec: {{authorities: [{{name: {authority}}}], targetRefs: [{target}]}}}}"
         )
     };
-    let gateway = "{group: gateway.networking.k8s.io, kind: Gateway, name: g}";
+    let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
     let message =
-        try_create(&trusts, &trust_yaml(gateway, "clients")).await.expect_err("a Gateway");
+        try_create(&trusts, &trust_yaml(route, "clients")).await.expect_err("an HTTPRoute");
     assert!(message.contains("targetRefs must name an Ingress"), "{message}");
 
     let ingress = "{group: networking.k8s.io, kind: Ingress, name: i}";
