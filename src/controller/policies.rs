@@ -19,6 +19,7 @@ use crate::cluster::Key;
 use crate::cluster::apply::{WriteError, write};
 use crate::cluster::store::Store;
 use crate::plan::gate::{self, POLICIES, needs_policy, policy_key};
+use crate::plan::trust_secret::labels;
 
 /// The policies by their key, as far as this process has looked at their trusts; none for those without.
 pub type Known = BTreeMap<String, Option<Vec<u8>>>;
@@ -120,8 +121,7 @@ fn secret(
         let mut secret = Secret { type_: Some("Opaque".to_owned()), ..Secret::default() };
         secret.metadata.name = Some(POLICIES.to_owned());
         secret.metadata.namespace = Some(context.namespace.clone());
-        let ours = (label::MANAGED_BY.to_owned(), label::MANAGED_BY_VALUE.to_owned());
-        secret.metadata.labels = Some(BTreeMap::from([ours]));
+        secret.metadata.labels = Some(labels());
         secret
     });
     secret.data = Some(data);

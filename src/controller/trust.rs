@@ -91,8 +91,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let routes = context.stores.all_routes();
     let wanted = secret(&trust, &authorities);
     let mut prepared = Ok(BTreeMap::new());
-    for one in secrets(&context, &trust, wanted.clone(), &routes) {
-        prepared = prepared.and(put_secret(&context, &trust, one, &routes).await);
+    let planes = data_planes(&context, &trust, &routes);
+    for one in secrets(wanted.clone(), &planes) {
+        prepared = prepared.and(put_secret(&context, &trust, one, &planes).await);
     }
     let (bundle, bundled) = bundle::of_trust(&context, &trust, &wanted, prepared.as_ref()).await;
     let detached = detach(&context, &key, &routes).await;
@@ -257,7 +258,7 @@ async fn put_secret(
     context: &Context,
     trust: &ClientTrust,
     mut wanted: Secret,
-    routes: &[Value],
+    planes: &[&DataPlane],
 ) -> Result<BTreeMap<String, ByteString>, WriteError> {
     let (namespace, name) = (trust.namespace().unwrap_or_default(), wanted.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
@@ -279,7 +280,8 @@ async fn put_secret(
         }
         keep_later_crls(context, trust, &mut wanted, present);
     }
-    if decides_alone(context, trust, routes) {
+    // One of them lets clients in by this Secret, without asking the gate.
+    if planes.iter().any(|plane| !plane.revocation.asks_gate()) {
         close_without_crl(&mut wanted);
         if needs_policy(trust) {
             close(&mut wanted);
@@ -311,22 +313,17 @@ fn data_planes(
     context: &Context,
     trust: &ClientTrust,
     routes: &[Value],
-) -> impl Iterator<Item = &'static DataPlane> {
+) -> Vec<&'static DataPlane> {
     let namespace = trust.namespace().unwrap_or_default();
     let of_trust = of_namespace(routes, &namespace).filter(|object| names(trust, object));
-    of_trust.filter_map(|object| data_plane(context, object).ok()).collect::<Vec<_>>().into_iter()
+    of_trust.filter_map(|object| data_plane(context, object).ok()).collect()
 }
 
 /// The Secret of a trust, and before it what data planes insist on beside it: by the trust's the authorities see
 /// that a new CA is everywhere.
-fn secrets(
-    context: &Context,
-    trust: &ClientTrust,
-    secret: Secret,
-    routes: &[Value],
-) -> Vec<Secret> {
+fn secrets(secret: Secret, planes: &[&DataPlane]) -> Vec<Secret> {
     let mut secrets: Vec<Secret> = Vec::new();
-    for own in data_planes(context, trust, routes).filter_map(|plane| plane.secret) {
+    for own in planes.iter().filter_map(|plane| plane.secret) {
         let copy = own_secret(&secret, own);
         if secrets.iter().all(|known| known.metadata.name != copy.metadata.name) {
             secrets.push(copy);
@@ -334,11 +331,6 @@ fn secrets(
     }
     secrets.push(secret);
     secrets
-}
-
-/// Does a data plane let clients in by the trust's Secret, without asking the gate?
-fn decides_alone(context: &Context, trust: &ClientTrust, routes: &[Value]) -> bool {
-    data_planes(context, trust, routes).any(|plane| !plane.revocation.asks_gate())
 }
 
 /// A later CRL than this process has seen stays.

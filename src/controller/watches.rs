@@ -115,18 +115,7 @@ pub(super) fn start(
 
     let bundles = format!("{},{}={}", label::SELECTOR, label::COMPONENT, plan::bundle::COMPONENT);
     for api in scoped(client, &config.namespaces) {
-        let (queues, store) = (queues.clone(), stores.bundles.clone());
-        let changed = move |key: &Key, previous: Option<&PartialObjectMeta<ConfigMap>>| {
-            let now = store.get(key);
-            let owners = now.as_deref().or(previous).map(|map| map.owner_references().to_vec());
-            for owner in owners.into_iter().flatten() {
-                let queue = match owner.kind.as_str() {
-                    "ClientAuthority" => &queues.bundle,
-                    _ => &queues.trust,
-                };
-                queue.push(Key::new(&key.namespace, &owner.name));
-            }
-        };
+        let changed = wake_owners(queues, stores.bundles.clone());
         tasks.spawn(stores.bundles.watch(api, all.clone().labels(&bundles), slim, changed));
     }
 
@@ -284,6 +273,25 @@ fn wake_all_trusts<K>(queues: &Queues, stores: &Stores) -> impl Fn(&Key, Option<
     move |_: &Key, _: Option<&K>| trusts.keys().into_iter().for_each(|key| queue.push(key))
 }
 
+/// Wakes whose object was changed: a trust, or the bundle of an authority.
+fn wake_owners<K: ResourceExt>(
+    queues: &Queues,
+    objects: Store<K>,
+) -> impl Fn(&Key, Option<&K>) + use<K> {
+    let queues = queues.clone();
+    move |key: &Key, previous: Option<&K>| {
+        let now = objects.get(key);
+        let owners = now.as_deref().or(previous).map(|object| object.owner_references().to_vec());
+        for owner in owners.into_iter().flatten() {
+            let queue = match owner.kind.as_str() {
+                "ClientAuthority" => &queues.bundle,
+                _ => &queues.trust,
+            };
+            queue.push(Key::new(&key.namespace, &owner.name));
+        }
+    }
+}
+
 /// Wakes the trusts that a change of a route concerns, by what it was and by what it is.
 fn wake_trusts<K>(
     queues: &Queues,
@@ -318,14 +326,7 @@ fn watch_traefik(
     };
     for (kind, store) in [("TLSOption", &stores.tls_options), ("Middleware", &stores.middlewares)] {
         for api in scoped_dynamic(client, &config.namespaces, &resource(kind)) {
-            let (queue, objects) = (queues.trust.clone(), store.clone());
-            let changed = move |key: &Key, previous: Option<&DynamicObject>| {
-                let now = objects.get(key);
-                let owners = now.as_deref().or(previous).map(|o| o.owner_references().to_vec());
-                for owner in owners.into_iter().flatten() {
-                    queue.push(Key::new(&key.namespace, &owner.name));
-                }
-            };
+            let changed = wake_owners(queues, store.clone());
             tasks.spawn(store.watch(api, ours.clone(), slim, changed));
         }
     }

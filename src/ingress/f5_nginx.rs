@@ -228,7 +228,7 @@ fn conflict(_: &Request<'_>, host: &str, target: &Value, other: &Value) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::request;
+    use super::super::tests::{ingress, request};
     use super::*;
 
     fn virtual_server() -> Value {
@@ -241,18 +241,6 @@ mod tests {
                 "tls": {"secret": "shop-tls", "redirect": {"enable": true}},
                 "upstreams": [{"name": "shop", "service": "shop", "port": 80}],
                 "routes": [{"path": "/", "action": {"pass": "shop"}}],
-            },
-        })
-    }
-
-    fn ingress(annotations: Value) -> Value {
-        json!({
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "Ingress",
-            "metadata": {"name": "shop", "namespace": "shop", "annotations": annotations},
-            "spec": {
-                "tls": [{"hosts": ["shop.example.com"], "secretName": "shop-tls"}],
-                "rules": [{"host": "shop.example.com", "http": {"paths": [{"path": "/"}]}}],
             },
         })
     }

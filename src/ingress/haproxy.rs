@@ -164,21 +164,9 @@ fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) ->
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::request;
+    use super::super::tests::{ingress, request};
     use super::*;
     use crate::api::annotation;
-
-    fn ingress(annotations: Value) -> Value {
-        json!({
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "Ingress",
-            "metadata": {"name": "shop", "namespace": "shop", "uid": "u", "annotations": annotations},
-            "spec": {
-                "tls": [{"hosts": ["shop.example.com"], "secretName": "shop-tls"}],
-                "rules": [{"host": "shop.example.com", "http": {"paths": [{"path": "/"}]}}],
-            },
-        })
-    }
 
     #[test]
     fn an_ingress_gets_these_annotations() {

@@ -338,4 +338,17 @@ pub(crate) mod tests {
             second_factor: false,
         }
     }
+
+    /// The Ingress `shop` in that namespace, with TLS, and with these annotations.
+    pub fn ingress(annotations: Value) -> Value {
+        serde_json::json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": {"name": "shop", "namespace": "shop", "uid": "u", "annotations": annotations},
+            "spec": {
+                "tls": [{"hosts": ["shop.example.com"], "secretName": "shop-tls"}],
+                "rules": [{"host": "shop.example.com", "http": {"paths": [{"path": "/"}]}}],
+            },
+        })
+    }
 }

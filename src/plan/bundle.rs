@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
-use super::trust_secret::secret_key;
+use super::trust_secret::{labels, secret_key};
 use crate::api::bundle::{Bundle, BundleKind, CrlKey};
 use crate::api::condition::{BUNDLE_PUBLISHED, Wanted};
 use crate::api::{annotation, label};
@@ -81,11 +81,12 @@ pub fn render(bundle: &Bundle, head: &Head<'_>, content: &Content) -> Value {
     let Bundle { kind, name, crl_key } = bundle;
     let mut annotations = head.marks.clone();
     annotations.insert(annotation::DATA_HASH.to_owned(), content.hash());
-    let labels = [(label::MANAGED_BY, label::MANAGED_BY_VALUE), (label::COMPONENT, COMPONENT)];
+    let mut labels = labels();
+    labels.insert(label::COMPONENT.to_owned(), COMPONENT.to_owned());
     let metadata = ObjectMeta {
         name: Some(name.clone()),
         namespace: Some(head.namespace.to_owned()),
-        labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+        labels: Some(labels),
         annotations: Some(annotations),
         owner_references: Some(vec![head.owner.clone()]),
         ..ObjectMeta::default()

@@ -124,8 +124,8 @@ pub fn close_without_crl(secret: &mut Secret) {
     }
 }
 
-/// The labels of everything that is made for a trust.
-pub(super) fn labels() -> BTreeMap<String, String> {
+/// The labels of what is made for a trust, or for all of them.
+pub fn labels() -> BTreeMap<String, String> {
     BTreeMap::from([(label::MANAGED_BY.to_owned(), label::MANAGED_BY_VALUE.to_owned())])
 }
 
