@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use support::control_plane::{ControlPlane, Process, fixture, free_ports};
+use support::data_plane::escape;
 use support::operator::{NAMESPACE, Operator, control_plane};
 use support::server::{Answer, Server, curl};
 use support::servers::{
@@ -309,12 +310,6 @@ fn tell(stream: TcpStream) -> Option<()> {
         head.len()
     );
     (&stream).write_all(answer.as_bytes()).ok()
-}
-
-fn escape(text: &str) -> String {
-    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    let one = |byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    text.bytes().map(one).collect()
 }
 
 /// As docs/gate.md has it.

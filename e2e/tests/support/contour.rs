@@ -10,17 +10,15 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Refusal, end, kubectl, resource, told};
+use super::data_plane::{DataPlane, Front, Refusal, end, install_kinds, resource, told};
 use super::servers::{Answer, curl_plain};
-use super::{PATIENCE, eventually, openssl, program, run};
+use super::{PATIENCE, openssl, program, run};
 
 pub struct Contour {
     // The order counts: Envoy ends before what it asks.
     envoy: Child,
     contour: Child,
-    https: String,
-    http: String,
-    logs: [PathBuf; 2],
+    front: Front,
 }
 
 impl DataPlane for Contour {
@@ -38,21 +36,14 @@ impl DataPlane for Contour {
         );
         let kubeconfig = plane.kubeconfig("admin");
         let option = format!("--kubeconfig={}", kubeconfig.display());
-        let crds = built.join("crds.yaml").display().to_string();
-        kubectl(plane, &["apply", "--server-side", "-f", &crds], "");
         // Contour gives up when it does not find one of them.
-        for (version, kind) in [
+        let kinds = [
             ("projectcontour.io/v1", "HTTPProxy"),
             ("projectcontour.io/v1", "TLSCertificateDelegation"),
             ("projectcontour.io/v1alpha1", "ContourConfiguration"),
             ("projectcontour.io/v1alpha1", "ExtensionService"),
-        ] {
-            eventually(&format!("{kind} is served"), || async {
-                let found = client.list_api_group_resources(version).await.ok()?;
-                found.resources.iter().any(|resource| resource.kind == kind).then_some(())
-            })
-            .await;
-        }
+        ];
+        install_kinds(plane, client, &built.join("crds.yaml"), &kinds).await;
 
         let folder = plane.folder().join("contour");
         fs::create_dir(&folder).expect("a folder");
@@ -100,21 +91,11 @@ impl DataPlane for Contour {
             .stderr(File::create(&logs[1]).expect("a log"))
             .spawn()
             .expect("Envoy starts");
-        let [http, https] = [http, https].map(|port| format!("127.0.0.1:{port}"));
-        Self { envoy, contour, https, http, logs }
+        Self { envoy, contour, front: Front::new(https, http, &[&logs[0], &logs[1]]) }
     }
 
-    fn https(&self) -> &str {
-        &self.https
-    }
-
-    fn http(&self) -> &str {
-        &self.http
-    }
-
-    fn log(&self) -> String {
-        let logs = self.logs.each_ref().map(|log| fs::read_to_string(log).unwrap_or_default());
-        logs.concat()
+    fn front(&self) -> &Front {
+        &self.front
     }
 
     async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {

@@ -1,5 +1,6 @@
 //! A data plane beside a control plane, and the shop behind it.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use countersign::pki::inspect::certificates;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::{ApiResource, GroupVersionKind};
@@ -15,7 +17,7 @@ use serde_json::json;
 
 use super::control_plane::ControlPlane;
 use super::servers::{Answer, write_server_certificate_for};
-use super::{create, run};
+use super::{create, eventually, run};
 
 /// The host of the shop; its certificate is good for every host beside it.
 pub const HOST: &str = "shop.example.com";
@@ -36,14 +38,24 @@ pub trait DataPlane: Sized {
     /// Starts it over the whole cluster, with everything that it listens on on loopback.
     async fn start(plane: &ControlPlane, client: &Client) -> Self;
 
+    /// Where it listens and logs.
+    fn front(&self) -> &Front;
+
     /// Where it listens for HTTPS.
-    fn https(&self) -> &str;
+    fn https(&self) -> &str {
+        &self.front().https
+    }
 
     /// Where it listens for HTTP.
-    fn http(&self) -> &str;
+    fn http(&self) -> &str {
+        &self.front().http
+    }
 
     /// What it logged.
-    fn log(&self) -> String;
+    fn log(&self) -> String {
+        let logs = self.front().logs.iter();
+        logs.map(|log| fs::read_to_string(log).unwrap_or_default()).collect()
+    }
 
     /// Makes a route from a host to the shop, with an annotation of somebody else.
     async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str);
@@ -54,6 +66,51 @@ pub trait DataPlane: Sized {
     /// Panics unless the shop was told of the client with the certificate in this folder, or of none, and of
     /// nobody else.
     fn assert_told(answer: &Answer, folder: Option<&Path>);
+}
+
+/// Where a data plane listens, on loopback, and the files that it logs to.
+pub struct Front {
+    https: String,
+    http: String,
+    logs: Vec<PathBuf>,
+}
+
+impl Front {
+    pub fn new(https: u16, http: u16, logs: &[&Path]) -> Self {
+        let [https, http] = [https, http].map(|port| format!("127.0.0.1:{port}"));
+        Self { https, http, logs: logs.iter().map(|log| log.to_path_buf()).collect() }
+    }
+}
+
+/// Installs kinds, and waits until each is served: group and version, and kind.
+pub async fn install_kinds(
+    plane: &ControlPlane,
+    client: &Client,
+    definitions: &Path,
+    kinds: &[(&str, &str)],
+) {
+    let definitions = definitions.display().to_string();
+    kubectl(plane, &["apply", "--server-side", "-f", &definitions], "");
+    for (version, kind) in kinds {
+        eventually(&format!("{kind} is served"), || async {
+            let found = client.list_api_group_resources(version).await.ok()?;
+            found.resources.iter().any(|resource| resource.kind == *kind).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The certificate in a client's folder, DER.
+pub fn leaf(folder: &Path) -> Vec<u8> {
+    let pem = fs::read(folder.join("tls.crt")).expect("a certificate");
+    certificates(&pem).expect("a chain")[0].to_vec()
+}
+
+/// Percent-encodes a text as nginx does, and others after it.
+pub fn escape(text: &str) -> String {
+    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    let one = |byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(one).collect()
 }
 
 /// The kind of a data plane's routes.
@@ -118,7 +175,7 @@ pub fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) {
 /// was asked, and serves until the test's process ends.
 pub async fn open_shop(plane: &ControlPlane, client: &Client, namespace: &str) {
     write_server_certificate_for(plane.folder(), "*.example.com");
-    let pem = std::fs::read_to_string(plane.folder().join("server.pem")).expect("written");
+    let pem = fs::read_to_string(plane.folder().join("server.pem")).expect("written");
     let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY-----").expect("a key"));
     let secret = json!({
         "metadata": {"name": "shop-server-tls"}, "type": "kubernetes.io/tls",

@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 
 use super::contour::{assert_told_by_envoy, forged_for_envoy};
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Refusal, end, kubectl};
+use super::data_plane::{DataPlane, Front, Refusal, end, install_kinds};
 use super::servers::{Answer, curl_plain};
-use super::{PATIENCE, create, eventually, program, run};
+use super::{PATIENCE, create, program, run};
 
 /// Where it answers when it is there.
 const HEALTH: &str = "127.0.0.1:8081";
@@ -28,9 +28,7 @@ const ENVOY: &str = "1.40.0";
 
 pub struct EnvoyGateway {
     process: Child,
-    https: String,
-    http: String,
-    log: PathBuf,
+    front: Front,
     _turn: File,
 }
 
@@ -44,21 +42,14 @@ fn built() -> PathBuf {
 
 /// Installs the kinds of the Gateway API and of Envoy Gateway.
 pub async fn install(plane: &ControlPlane, client: &Client) {
-    let crds = built().join("crds.yaml").display().to_string();
-    kubectl(plane, &["apply", "--server-side", "-f", &crds], "");
-    for (version, kind) in [
+    let kinds = [
         ("gateway.networking.k8s.io/v1", "GatewayClass"),
         ("gateway.networking.k8s.io/v1", "HTTPRoute"),
         ("gateway.envoyproxy.io/v1alpha1", "EnvoyProxy"),
         ("gateway.envoyproxy.io/v1alpha1", "ClientTrafficPolicy"),
         ("gateway.envoyproxy.io/v1alpha1", "SecurityPolicy"),
-    ] {
-        eventually(&format!("{kind} is served"), || async {
-            let found = client.list_api_group_resources(version).await.ok()?;
-            found.resources.iter().any(|resource| resource.kind == kind).then_some(())
-        })
-        .await;
-    }
+    ];
+    install_kinds(plane, client, &built().join("crds.yaml"), &kinds).await;
 }
 
 fn api(
@@ -183,8 +174,9 @@ impl DataPlane for EnvoyGateway {
             .stderr(output())
             .spawn()
             .expect("Envoy Gateway starts");
-        let [https, http] = free_ports().map(|port| format!("127.0.0.1:{port}"));
-        let gateway = Self { process, https, http, log, _turn: turn };
+        let [https, http] = free_ports();
+        let front = Front::new(https, http, &[&log]);
+        let gateway = Self { process, front, _turn: turn };
         let started = Instant::now();
         while curl_plain(HEALTH, "localhost").status == 0 {
             assert!(started.elapsed() < PATIENCE, "it is not there: {}", gateway.log());
@@ -193,20 +185,12 @@ impl DataPlane for EnvoyGateway {
         gateway
     }
 
-    fn https(&self) -> &str {
-        &self.https
-    }
-
-    fn http(&self) -> &str {
-        &self.http
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+    fn front(&self) -> &Front {
+        &self.front
     }
 
     async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
-        Self::gateway(client, namespace, name, host, &self.https).await;
+        Self::gateway(client, namespace, name, host, self.https()).await;
     }
 
     fn forged(folder: &Path) -> Vec<String> {

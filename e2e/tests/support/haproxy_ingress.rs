@@ -6,22 +6,19 @@ use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use countersign::pki::inspect::certificates;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Refusal, end, signal, told};
+use super::data_plane::{DataPlane, Front, Refusal, end, leaf, signal, told};
 use super::servers::Answer;
 use super::{create, program};
 
 pub struct HaproxyIngress {
     controller: Child,
-    https: String,
-    http: String,
-    log: PathBuf,
+    front: Front,
 }
 
 impl HaproxyIngress {
@@ -99,20 +96,11 @@ impl DataPlane for HaproxyIngress {
         let class =
             "{metadata: {name: haproxy}, spec: {controller: haproxy-ingress.github.io/controller}}";
         create::<IngressClass>(&Api::all(client.clone()), class).await;
-        let [https, http] = [https, http].map(|port| format!("127.0.0.1:{port}"));
-        Self { controller, https, http, log }
+        Self { controller, front: Front::new(https, http, &[&log]) }
     }
 
-    fn https(&self) -> &str {
-        &self.https
-    }
-
-    fn http(&self) -> &str {
-        &self.http
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+    fn front(&self) -> &Front {
+        &self.front
     }
 
     async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
@@ -142,8 +130,7 @@ impl DataPlane for HaproxyIngress {
 
 /// A certificate as the data plane hands it over.
 fn in_header(folder: &Path) -> String {
-    let pem = fs::read(folder.join("tls.crt")).expect("a certificate");
-    STANDARD.encode(&certificates(&pem).expect("a chain")[0])
+    STANDARD.encode(leaf(folder))
 }
 
 impl Drop for HaproxyIngress {

@@ -14,7 +14,6 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use countersign::pki::certificate_pem;
-use countersign::pki::inspect::certificates;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
@@ -23,17 +22,15 @@ use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Refusal, end, signal, told};
+use super::data_plane::{DataPlane, Front, Refusal, end, escape, leaf, signal, told};
 use super::servers::Answer;
-use super::traefik::{escape, ingress};
+use super::traefik::ingress;
 use super::{create, program};
 
 pub struct IngressNginx {
     controller: Option<JoinHandle<()>>,
     stopped: Arc<AtomicBool>,
-    https: String,
-    http: String,
-    log: PathBuf,
+    front: Front,
 }
 
 impl DataPlane for IngressNginx {
@@ -63,20 +60,11 @@ impl DataPlane for IngressNginx {
         };
         let until = stopped.clone();
         let controller = thread::spawn(move || follower.follow(&until));
-        let [https, http] = [https, http].map(|port| format!("127.0.0.1:{port}"));
-        Self { controller: Some(controller), stopped, https, http, log }
+        Self { controller: Some(controller), stopped, front: Front::new(https, http, &[&log]) }
     }
 
-    fn https(&self) -> &str {
-        &self.https
-    }
-
-    fn http(&self) -> &str {
-        &self.http
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+    fn front(&self) -> &Front {
+        &self.front
     }
 
     async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
@@ -296,9 +284,4 @@ fn locations(ingress: &Ingress, has_ca: bool, backend: &str) -> String {
          proxy_http_version 1.1;\n\
          proxy_pass http://{backend};\n}}\n"
     )
-}
-
-fn leaf(folder: &Path) -> Vec<u8> {
-    let pem = fs::read(folder.join("tls.crt")).expect("a certificate");
-    certificates(&pem).expect("a chain")[0].to_vec()
 }

@@ -1,21 +1,20 @@
 //! Traefik by each of its providers that Countersign programs.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::pki::certificate_pem;
-use countersign::pki::inspect::certificates;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{DynamicObject, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Refusal, end, kubectl, resource, told};
+use super::data_plane::{DataPlane, Front, Refusal, end, escape, kubectl, leaf, resource, told};
 use super::servers::Answer;
 use super::{create, program};
 
@@ -83,9 +82,7 @@ impl Provider for IngressRoutes {
 
 pub struct Traefik<P> {
     process: Child,
-    https: String,
-    http: String,
-    log: PathBuf,
+    front: Front,
     provider: PhantomData<P>,
 }
 
@@ -140,20 +137,11 @@ impl<P: Provider> DataPlane for Traefik<P> {
             .stderr(file)
             .spawn()
             .expect("Traefik starts");
-        let [https, http] = [https, http].map(|port| format!("127.0.0.1:{port}"));
-        Self { process, https, http, log, provider: PhantomData }
+        Self { process, front: Front::new(https, http, &[&log]), provider: PhantomData }
     }
 
-    fn https(&self) -> &str {
-        &self.https
-    }
-
-    fn http(&self) -> &str {
-        &self.http
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+    fn front(&self) -> &Front {
+        &self.front
     }
 
     async fn route(&self, client: &Client, namespace: &str, name: &str, host: &str) {
@@ -210,20 +198,8 @@ fn is_nginx<P: Provider>() -> bool {
     P::CLASS[0] == "nginx"
 }
 
-fn leaf(folder: &Path) -> Vec<u8> {
-    let pem = fs::read(folder.join("tls.crt")).expect("a certificate");
-    certificates(&pem).expect("a chain")[0].to_vec()
-}
-
 fn in_header<P: Provider>(folder: &Path) -> String {
     P::in_header(&leaf(folder))
-}
-
-/// Percent-encodes a text as nginx does, and Traefik after it.
-pub fn escape(text: &str) -> String {
-    let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    let one = |byte| if kept(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    text.bytes().map(one).collect()
 }
 
 impl<P> Drop for Traefik<P> {
