@@ -22,7 +22,7 @@ use crate::api::trust::{Reason, TargetReference};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
-use crate::ingress::{self, DataPlane, Edit};
+use crate::ingress::{self, DataPlane, Edit, Revocation};
 use crate::plan::crl::BACKDATE;
 use crate::plan::gate::needs_policy;
 use crate::plan::trust::{Served, World, gate_lags, plan, status};
@@ -280,12 +280,12 @@ async fn put_secret(
         }
         keep_later_crls(context, trust, &mut wanted, present);
     }
-    // One of them lets clients in by this Secret, without asking the gate.
-    if planes.iter().any(|plane| !plane.revocation.asks_gate()) {
+    if planes.iter().any(|plane| plane.revocation != Revocation::ViaGate) {
         close_without_crl(&mut wanted);
-        if needs_policy(trust) {
-            close(&mut wanted);
-        }
+    }
+    // One of them lets clients in by this Secret, without asking the gate.
+    if needs_policy(trust) && planes.iter().any(|plane| !plane.asks_gate) {
+        close(&mut wanted);
     }
     if let Some(present) = present {
         // Labels and annotations that others added stay.

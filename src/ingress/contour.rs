@@ -32,6 +32,7 @@ pub const CONTOUR: DataPlane = DataPlane {
         detach: |_, target| annotations::detach(target),
     }],
     revocation: Revocation::ByCrl("crl.pem"),
+    asks_gate: false,
     secret: None,
     objects: |_, _| Vec::new(),
     attach,

@@ -40,6 +40,7 @@ pub const ENVOY_GATEWAY: DataPlane = DataPlane {
     gateway_controller: Some(CONTROLLER),
     kinds: &[POLICY],
     revocation: Revocation::ByCrl("ca.crl"),
+    asks_gate: false,
     secret: None,
     objects: |request, targets| policy(request, targets).into_iter().collect(),
     attach,

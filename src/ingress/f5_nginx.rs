@@ -33,6 +33,7 @@ pub const F5_NGINX: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[Kind { group: GROUP, version: VERSION, kind: "VirtualServer", detach }],
     revocation: Revocation::ByCrl("ca.crl"),
+    asks_gate: false,
     secret: Some(SECRET),
     objects: |request, _| objects(request),
     attach,

@@ -49,6 +49,7 @@ const fn row(name: &'static str, controller: &'static str, revocation: Revocatio
         gateway_controller: Some(controller),
         kinds: &[],
         revocation,
+        asks_gate: false,
         secret: None,
         objects: |_, _| Vec::new(),
         attach,

@@ -33,6 +33,7 @@ pub const HAPROXY_INGRESS: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[],
     revocation: Revocation::ByCrl("ca.crl"),
+    asks_gate: false,
     secret: None,
     objects: |_, _| Vec::new(),
     attach,

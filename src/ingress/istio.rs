@@ -34,6 +34,7 @@ pub const ISTIO: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[Kind { group: GROUP, version: "v1", kind: "Gateway", detach }],
     revocation: Revocation::ByCrl("ca.crl"),
+    asks_gate: false,
     secret: None,
     objects: |_, _| Vec::new(),
     attach,

@@ -45,6 +45,11 @@ impl Request<'_> {
         object_name(self.trust)
     }
 
+    /// Is there something that only the gate can do: decide by a policy, or tell the backend by `Client-Cert`?
+    pub fn needs_gate(&self) -> bool {
+        self.by_policy || self.forward_identity == ForwardIdentity::ClientCert
+    }
+
     /// Where the gate answers a data plane that hands certificates over in this form, such as `traefik`. A policy
     /// that the gate does not know lets nobody in.
     /// ingress-nginx takes no URL with other characters than letters, digits and `-._~/:,?&=`.
@@ -111,13 +116,6 @@ pub enum Revocation {
     Unenforced,
 }
 
-impl Revocation {
-    /// Does the data plane ask the gate, which decides about more than revocation?
-    pub fn asks_gate(self) -> bool {
-        self == Self::ViaGate
-    }
-}
-
 /// A kind of a data plane's own.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
@@ -152,6 +150,9 @@ pub struct DataPlane {
     pub kinds: &'static [Kind],
     /// How it refuses revoked certificates.
     pub revocation: Revocation,
+    /// Does it ask the gate, which decides about more than revocation? Not before something needs that
+    /// ([`Request::needs_gate`]) where it reads CRLs itself.
+    pub asks_gate: bool,
     /// A Secret of its own beside the trust's, if it does not take that one.
     pub secret: Option<OwnSecret>,
     /// The objects that it needs in the namespace of the trust, for these targets.

@@ -41,6 +41,7 @@ pub const INGRESS_NGINX: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[],
     revocation: Revocation::ViaGate,
+    asks_gate: true,
     secret: None,
     objects: |_, _| Vec::new(),
     attach,

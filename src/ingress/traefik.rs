@@ -25,6 +25,7 @@ pub const TRAEFIK: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[Kind { group: GROUP, version: VERSION, kind: "IngressRoute", detach }],
     revocation: Revocation::ViaGate,
+    asks_gate: true,
     secret: None,
     objects: |request, _| objects(request),
     attach,

@@ -124,7 +124,7 @@ fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) ->
 /// everybody for a certificate, and its Secret holds no CA that could have issued one ([`close`]).
 fn given<'a>(request: &Request<'a>, plane: Option<&&'static DataPlane>) -> Request<'a> {
     let mut given = request.clone();
-    if request.by_policy && plane.is_some_and(|plane| !plane.revocation.asks_gate()) {
+    if request.by_policy && plane.is_some_and(|plane| !plane.asks_gate) {
         given.mode = Mode::Required;
     }
     given
@@ -311,7 +311,7 @@ fn target_conditions(
 
 fn programmed(world: &World<'_>, target: &Target<'_>, exposure: &Option<Exposure>) -> Wanted {
     let plane = target.data_plane.as_ref().ok().copied();
-    let deaf = plane.filter(|plane| !plane.revocation.asks_gate());
+    let deaf = plane.filter(|plane| !plane.asks_gate);
     if let Some(plane) = deaf
         && let Some((field, reason)) = gate::undecided(&world.trust.spec)
     {
