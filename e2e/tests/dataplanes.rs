@@ -29,13 +29,13 @@ use serde_json::{Value, json};
 
 use support::contour::Contour;
 use support::control_plane::{ControlPlane, free_ports};
-use support::data_plane::{DataPlane, HOST, Refusal, open_shop, resource, told};
+use support::data_plane::{DataPlane, HOST, Refusal, leaf, open_shop, resource, told};
 use support::envoy_gateway::{EnvoyGateway, install, make};
 use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
 use support::operator::{NAMESPACE, Operator, control_plane};
 use support::pki::hours;
-use support::server::{Server, curl};
+use support::server::{Answer as Served, Server, curl};
 use support::servers::{Answer, curl_at, curl_plain, write_files};
 use support::traefik::{self, IngressRoutes, Ingresses, Traefik, ingress};
 use support::{condition, create, delete, eventually, namespace, patch, root, wait_for};
@@ -184,6 +184,22 @@ impl<P: DataPlane> Scene<P> {
         // A host that is not known is answered with a certificate that nobody can verify.
         let ca = self.path("server.pem");
         curl_at(self.data_plane.https(), host, &ca, folder.as_deref(), headers)
+    }
+
+    /// Asks the shop for a path, with further arguments of curl.
+    fn ask_for(&self, path: &str, identity: Option<&str>, arguments: &[&str]) -> Served {
+        let (ip, port) = self.data_plane.https().rsplit_once(':').expect("an address is IP:PORT");
+        let [resolve, url] =
+            [format!("{HOST}:{port}:{ip}"), format!("https://{HOST}:{port}{path}")];
+        let file = |folder: &str, name: &str| self.path(folder).join(name).display().to_string();
+        let ca = self.path("server.pem").display().to_string();
+        let mut all = vec!["--resolve", &resolve, "--cacert", &ca, &url];
+        let files = identity.map(|name| [file(name, "tls.crt"), file(name, "tls.key")]);
+        if let Some([certificate, key]) = &files {
+            all.extend(["--cert", certificate, "--key", key]);
+        }
+        all.extend(arguments);
+        curl(&all)
     }
 
     /// Waits until a client is answered so.
@@ -443,6 +459,11 @@ async fn ingress_nginx_asks_who_may_pass_and_for_a_password() {
 }
 
 #[tokio::test]
+async fn haproxy_ingress_asks_who_may_pass_and_for_a_password() {
+    asks_who_may_pass_and_for_a_password::<HaproxyIngress>().await;
+}
+
+#[tokio::test]
 async fn traefik_in_place_of_ingress_nginx_asks_who_may_pass_and_for_a_password() {
     asks_who_may_pass_and_for_a_password::<Traefik<traefik::Nginx>>().await;
 }
@@ -479,9 +500,20 @@ async fn asks_who_may_pass_and_for_a_password<P: DataPlane>() {
     let (other, nobody) = (scene.ask(Some("other"), &[&right]), scene.ask(None, &[&right]));
     assert!(FORBIDDEN.is(&other), "no password replaces the right certificate: {other:?}");
     assert!(P::MISSING.or(FORBIDDEN).may_be(&nobody), "nor any: {nobody:?}");
+    let mut forged = P::forged(&scene.path("good"));
+    forged.push(right.clone());
+    let forged: Vec<&str> = forged.iter().map(String::as_str).collect();
+    let other = scene.ask(Some("other"), &forged);
+    assert!(FORBIDDEN.is(&other), "nor does the name of another client: {other:?}");
+    // A client that waits to be asked is asked.
+    let answer = scene.ask_for("/", Some("good"), &["--anyauth", "--user", "ada:correct horse"]);
+    assert_eq!(answer.status, 200, "{}", answer.headers);
+    assert!(answer.headers.contains(" 401 "), "{}", answer.headers);
     // The gate asks at once, and the data plane keeps it from the backend when it has taken that up.
     eventually("the backend does not get the password", || async {
-        told(&scene.ask(Some("good"), &[&right]), "Authorization").is_empty().then_some(())
+        let answer = scene.ask(Some("good"), &[&right]);
+        let told = told(&answer, "Authorization");
+        told.iter().all(|value| value.is_empty()).then_some(())
     })
     .await;
     scene.ready().await;
@@ -569,7 +601,6 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
 
     let refusal = HaproxyIngress::REVOKED;
     scene.outlives_the_loss_of_the_secret(refusal, Some(refusal)).await;
-    scene.lets_nobody_in_where_the_gate_decides(HaproxyIngress::UNKNOWN, 496).await;
 
     // A stranger takes an annotation away, which is restored, and then sets it, which is told.
     let verify = |value: Value| {
@@ -629,6 +660,93 @@ async fn haproxy_ingress_stays_closed_and_what_opens_it_is_told() {
     })
     .await;
     patch(&ingresses, "shop", json!({"spec": {"ingressClassName": class}})).await;
+    scene.until("the shop is open again", None, OPEN).await;
+}
+
+#[tokio::test]
+async fn haproxy_ingress_asks_the_gate_and_what_leads_past_it_is_told() {
+    let mut scene = Scene::<HaproxyIngress>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.identity("other", "staff").await;
+    let (trusts, ingresses) = (scene.api::<ClientTrust>(), scene.api::<Ingress>());
+    let before = scene.route().await;
+    scene.trust().await;
+    let spec = json!({"mode": "Optional", "forwardIdentity": "ClientCert", "allow": {"commonNames": ["good"]}});
+    patch(&trusts, "clients", json!({"spec": spec})).await;
+    scene.until("a client that is not allowed is refused", Some("other"), FORBIDDEN).await;
+    scene.until("the one that is allowed is let in", Some("good"), OPEN).await;
+    scene.until("no certificate is let in", None, OPEN).await;
+    scene.ready().await;
+    assert_eq!(scene.plain(HOST), 302);
+
+    // Client-Cert is the gate's, whatever the client says.
+    let forged = ["Client-Cert: :AAAA:", "Client-Cert: :BBBB:", "Client-Cert-Chain: :AAAA:"];
+    let answer = scene.ask(Some("good"), &forged);
+    let leaf = format!(":{}:", STANDARD.encode(leaf(&scene.path("good"))));
+    assert_eq!(told(&answer, "Client-Cert"), [leaf]);
+    assert_eq!(told(&answer, "Client-Cert-Chain"), [""]);
+    let answer = scene.ask(None, &forged);
+    assert_eq!(told(&answer, "Client-Cert"), [""]);
+    assert_eq!(told(&answer, "Client-Cert-Chain"), [""]);
+
+    // Another Ingress of the host: about its paths nobody asks.
+    let mut other = HaproxyIngress::ingress("other", &[HOST], json!({}));
+    other["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!("/other");
+    create(&ingresses, &other.to_string()).await;
+    scene.not_ready("Conflict").await;
+    eventually("the other Ingress lets everybody in", || async {
+        (scene.ask_for("/other", Some("other"), &[]).status == 200).then_some(())
+    })
+    .await;
+    scene.expect("but not by this one", Some("other"), FORBIDDEN);
+    // It becomes a target, too.
+    let target =
+        |name: &str| json!({"group": HaproxyIngress::ROUTE[0], "kind": "Ingress", "name": name});
+    let targets = |names: &[&str]| {
+        let targets: Vec<Value> = names.iter().map(|name| target(name)).collect();
+        json!({"spec": {"targetRefs": targets}})
+    };
+    patch(&trusts, "clients", targets(&["shop", "other"])).await;
+    scene.ready().await;
+    eventually("the gate is asked there", || async {
+        (scene.ask_for("/other", Some("other"), &[]).status == 403).then_some(())
+    })
+    .await;
+    assert_eq!(scene.ask_for("/other", Some("good"), &[]).status, 200);
+    delete(&ingresses, "other").await;
+    patch(&trusts, "clients", targets(&["shop"])).await;
+    scene.ready().await;
+
+    // A stranger has the gate asked before the headers are set, or not at all.
+    let set = |key: &str, value: Value| {
+        let key = format!("haproxy-ingress.github.io/{key}");
+        json!({"metadata": {"annotations": {key: value}}})
+    };
+    for (key, value) in [("auth-external-placement", "frontend"), ("auth-url", ""), ("oauth", "x")]
+    {
+        patch(&ingresses, "shop", set(key, json!(value))).await;
+        scene.not_ready("Conflict").await;
+        patch(&ingresses, "shop", set(key, Value::Null)).await;
+        scene.ready().await;
+    }
+    scene.until("the gate is asked", Some("other"), FORBIDDEN).await;
+
+    // Without the gate nobody gets in, until nothing needs it.
+    scene.gate.end();
+    let gone = Refusal::status(503).or(Refusal::status(500));
+    scene.until("the gate is gone", Some("good"), gone).await;
+    scene.expect("no certificate", None, gone);
+    let spec = json!({"forwardIdentity": "Native", "allow": null});
+    patch(&trusts, "clients", json!({"spec": spec})).await;
+    scene.until("the gate is not asked", Some("other"), OPEN).await;
+    let asking = |key: &&String| key.contains("/auth-url") || key.contains("/auth-external");
+    assert!(!scene.route().await.annotations().keys().any(|key| asking(&key)));
+    delete(&trusts, "clients").await;
+    eventually("the route is restored", || async {
+        (scene.route().await.annotations() == before.annotations()).then_some(())
+    })
+    .await;
     scene.until("the shop is open again", None, OPEN).await;
 }
 

@@ -6,13 +6,19 @@ use super::{Edit, Request};
 use crate::api::annotation;
 
 /// Puts a trust on an Ingress by these annotations, a JSON object of strings, and the trust's mark.
-pub fn attach(request: &Request<'_>, target: &Value, mut wanted: Value) -> Edit {
-    wanted[annotation::TRUST] = json!(request.trust);
-    let annotations = &target["metadata"]["annotations"];
+pub fn attach(request: &Request<'_>, target: &Value, wanted: Value) -> Edit {
     let fields = wanted.as_object().expect("an object literal");
-    if fields.iter().all(|(key, value)| &annotations[key] == value) {
+    let annotations = &target["metadata"]["annotations"];
+    let there = fields.iter().all(|(key, value)| &annotations[key] == value);
+    if there && annotations[annotation::TRUST] == request.trust {
         return Edit::Nothing;
     }
+    apply(request, target, wanted)
+}
+
+/// The same whatever stands there: annotations that were applied before, and are not wanted now, go.
+pub fn apply(request: &Request<'_>, target: &Value, mut wanted: Value) -> Edit {
+    wanted[annotation::TRUST] = json!(request.trust);
     Edit::Apply(applied(target, json!({"annotations": wanted})))
 }
 

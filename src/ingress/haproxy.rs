@@ -19,6 +19,17 @@
 //!   name, or of none, is answered 421; but with `auth-tls-default-secret` in the controller's ConfigMap,
 //!   which can't be seen from here, one on a connection without a name gets past with any certificate.
 //! - With `ssl-passthrough`, or as a TCP service, it does not see the requests.
+//!
+//! Where something needs it, the gate is asked about each request (`auth-url`), and whatever is not 2xx, or no answer,
+//! refuses (`rootfs/etc/lua/auth-request.lua`; 403 where the URL leads nowhere, `annotations/backend.go`, AlwaysDeny):
+//! - It is asked after `X-SSL-Client-*` were removed and set from the handshake, with `auth-external-placement:
+//!   backend`. With `frontend` it would be asked before, and believe the client: so that is never left to a default.
+//! - `auth-url` is read per path: what other Ingresses serve under the host is not asked about. Each has to be a target of
+//!   the same trust then.
+//! - Headers of the request are replaced by those of the gate's answer (`auth-headers-succeed`), and can't be removed. So
+//!   the gate answers with empty ones, and what a client sends as `Client-Cert` goes whatever `forwardIdentity` says.
+//! - `oauth` reopens a path whose `auth-url` leads nowhere (`annotations/backend.go`, buildBackendOAuth), and a snippet of
+//!   the backend can let requests past: [`BESIDE`].
 
 use serde_json::{Value, json};
 
@@ -33,7 +44,7 @@ pub const HAPROXY_INGRESS: DataPlane = DataPlane {
     gateway_controller: None,
     kinds: &[],
     revocation: Revocation::ByCrl("ca.crl"),
-    asks_gate: false,
+    asks_gate: true,
     secret: None,
     objects: |_, _| Vec::new(),
     attach,
@@ -51,20 +62,47 @@ const STRICT: &str = "auth-tls-strict";
 const PASSTHROUGH: &str = "ssl-passthrough";
 const ALIASES: [&str; 2] = ["server-alias", "server-alias-regex"];
 const TCP_PORT: &str = "tcp-service-port";
+const CERT_HEADER: &str = "auth-tls-cert-header";
+const AUTH_URL: &str = "auth-url";
+const PLACEMENT: &str = "auth-external-placement";
+/// The gate's answers for this data plane.
+const FORM: &str = "haproxy";
 
-fn wanted(request: &Request<'_>) -> [(&'static str, String); 5] {
+/// Annotations beside which the gate may not be asked.
+const BESIDE: [&str; 4] =
+    ["oauth", "config-backend", "config-backend-early", "config-backend-late"];
+
+fn wanted(request: &Request<'_>) -> Vec<(&'static str, String)> {
     let verify = match request.mode {
         Mode::Required => "on",
         Mode::Optional => "optional",
     };
-    [
+    let mut wanted = vec![
         (SECRET, request.object_name()),
         (VERIFY, verify.to_owned()),
         (STRICT, "true".to_owned()),
         // X-SSL-Client-Cert beside the headers that the backend is sent anyway.
-        ("auth-tls-cert-header", "true".to_owned()),
+        (CERT_HEADER, "true".to_owned()),
         ("ssl-redirect", "true".to_owned()),
-    ]
+    ];
+    if request.needs_gate() {
+        let (mut asked, mut replaced) =
+            ("X-SSL-Client-Cert".to_owned(), "Client-Cert,Client-Cert-Chain".to_owned());
+        if request.second_factor {
+            asked.push_str(",Authorization");
+            // By an empty one: the password stays between client and gate.
+            replaced.push_str(",Authorization");
+        }
+        wanted.extend([
+            (AUTH_URL, request.gate_address(FORM)),
+            (PLACEMENT, "backend".to_owned()),
+            ("auth-method", "GET".to_owned()),
+            ("auth-headers-request", asked),
+            ("auth-headers-succeed", replaced),
+            ("auth-headers-fail", "Content-Type,WWW-Authenticate".to_owned()),
+        ]);
+    }
+    wanted
 }
 
 fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
@@ -79,7 +117,20 @@ fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> 
         }
     }
     let wanted = wanted.into_iter().map(|(key, value)| (format!("{ours}/{key}"), json!(value)));
-    Ok(annotations::attach(request, target, Value::Object(wanted.collect())))
+    let wanted = Value::Object(wanted.collect());
+    match annotations::attach(request, target, wanted.clone()) {
+        // Those that ask the gate may be left from when it was needed; applying none of them removes ours.
+        Edit::Nothing if !request.needs_gate() && is_asking(target) => {
+            Ok(annotations::apply(request, target, wanted))
+        }
+        edit => Ok(edit),
+    }
+}
+
+/// Does an Ingress ask a gate of Countersign?
+fn is_asking(target: &Value) -> bool {
+    let path = format!("/gate/{FORM}?");
+    setting(target, AUTH_URL).is_some_and(|(_, url)| url.contains(&path))
 }
 
 /// The value of a configuration key, and the annotation that sets it.
@@ -107,13 +158,26 @@ fn opening(object: &Value) -> Option<(String, &str)> {
     [PASSTHROUGH, ALIASES[0], ALIASES[1]].iter().find_map(|key| setting(object, key).filter(on))
 }
 
-fn exposure(_: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
+/// What may keep the gate from being asked.
+fn beside<'a>(request: &Request<'_>, object: &'a Value) -> Option<(String, &'a str)> {
+    let keys = BESIDE.iter().filter(|_| request.needs_gate());
+    keys.filter_map(|key| setting(object, key)).next()
+}
+
+fn exposure(request: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {
     let exposed = |reason, message: String| Some(Exposure { reason, message });
     let tcp = setting(target, TCP_PORT);
     if let Some((annotation, value)) = tcp.or_else(|| opening(target)) {
         let field = annotations::field(&annotation);
         let message = format!(
             "has {field} set to {value:?}, which lets clients past HAProxy Ingress' check of their certificates; remove it"
+        );
+        return exposed(Reason::Conflict, message);
+    }
+    if let Some((annotation, value)) = beside(request, target) {
+        let field = annotations::field(&annotation);
+        let message = format!(
+            "has {field} set to {value:?}, beside which HAProxy Ingress may not ask the gate; remove it"
         );
         return exposed(Reason::Conflict, message);
     }
@@ -149,6 +213,25 @@ fn conflict(request: &Request<'_>, host: &str, target: &Value, other: &Value) ->
         _ => value != wanted,
     };
     let wanted = wanted(request);
+    if request.needs_gate() && annotations::rule_hosts(other).any(|theirs| theirs == host) {
+        let keys = [AUTH_URL, PLACEMENT, CERT_HEADER];
+        let mut asking = wanted.iter().filter(|(key, _)| keys.contains(key));
+        let same = |(key, wanted): &(&'static str, String)| {
+            setting(other, key).is_some_and(|(_, value)| value == wanted)
+        };
+        let found = match beside(request, other) {
+            Some((annotation, value)) => Some(format!("{annotation} set to {value:?}")),
+            None if asking.all(same) => None,
+            None => Some(format!("another {AUTH_URL}, or none")),
+        };
+        if let Some(found) = found {
+            return Some(format!(
+                "{} has host {host:?}, too, and {found}: HAProxy Ingress does not ask the gate about its paths, where every client with a good certificate gets in; have the same ClientTrust name it and {}, or serve one of both under another host",
+                name_of(other),
+                name_of(target)
+            ));
+        }
+    }
     let host_wide = wanted.iter().filter(|(key, _)| [SECRET, VERIFY, STRICT].contains(key));
     let (annotation, value) = host_wide
         .filter_map(|(key, wanted)| {
@@ -168,6 +251,7 @@ mod tests {
     use super::super::tests::{ingress, request};
     use super::*;
     use crate::api::annotation;
+    use crate::api::trust::ForwardIdentity;
 
     #[test]
     fn an_ingress_gets_these_annotations() {
@@ -193,6 +277,104 @@ mod tests {
             assert_eq!(attach(&request(mode), &there), Ok(Edit::Nothing));
         }
         assert!((HAPROXY_INGRESS.objects)(&request(Mode::Required), &[]).is_empty());
+    }
+
+    fn asking() -> Request<'static> {
+        Request { by_policy: true, ..request(Mode::Required) }
+    }
+
+    #[test]
+    fn the_gate_is_asked_where_something_needs_it() {
+        let annotations = |request: &Request<'_>| match attach(request, &ingress(json!({}))) {
+            Ok(Edit::Apply(object)) => object["metadata"]["annotations"].clone(),
+            edit => panic!("{edit:?}"),
+        };
+        let plain = annotations(&request(Mode::Required));
+        let gate = "http://gate.example:8081/gate/haproxy?trust=shop/clients&mode=Required&authority=staff";
+        let mut expected = plain.clone();
+        for (key, value) in [
+            ("auth-url", gate),
+            ("auth-external-placement", "backend"),
+            ("auth-method", "GET"),
+            ("auth-headers-request", "X-SSL-Client-Cert"),
+            ("auth-headers-succeed", "Client-Cert,Client-Cert-Chain"),
+            ("auth-headers-fail", "Content-Type,WWW-Authenticate"),
+        ] {
+            expected[format!("haproxy-ingress.github.io/{key}")] = json!(value);
+        }
+        assert_eq!(annotations(&asking()), expected);
+        assert_eq!(attach(&asking(), &ingress(expected.clone())), Ok(Edit::Nothing));
+
+        let with_password = annotations(&Request { second_factor: true, ..asking() });
+        for (key, value) in [
+            ("auth-headers-request", "X-SSL-Client-Cert,Authorization"),
+            ("auth-headers-succeed", "Client-Cert,Client-Cert-Chain,Authorization"),
+        ] {
+            assert_eq!(with_password[format!("haproxy-ingress.github.io/{key}")], value);
+        }
+        let forward_identity = ForwardIdentity::ClientCert;
+        let told = annotations(&Request { forward_identity, ..request(Mode::Required) });
+        let gate = "http://gate.example:8081/gate/haproxy?mode=Required&authority=staff";
+        assert_eq!(told["haproxy-ingress.github.io/auth-url"], gate);
+
+        // It is needed no more: what asks it goes. What others ask stays.
+        let edit = attach(&request(Mode::Required), &ingress(expected));
+        let Ok(Edit::Apply(applied)) = edit else { panic!("{edit:?}") };
+        assert_eq!(applied["metadata"]["annotations"], plain);
+        let mut theirs = plain;
+        theirs["haproxy-ingress.github.io/auth-url"] = json!("http://login.example.com/");
+        assert_eq!(attach(&request(Mode::Required), &ingress(theirs)), Ok(Edit::Nothing));
+    }
+
+    #[test]
+    fn what_keeps_the_gate_from_being_asked_is_told() {
+        for key in ["oauth", "config-backend", "config-backend-early", "config-backend-late"] {
+            for prefix in PREFIXES {
+                let target = ingress(json!({format!("{prefix}/{key}"): "x"}));
+                let told = exposure(&asking(), &target, &[]).map(|exposure| exposure.reason);
+                assert_eq!(told, Some(Reason::Conflict), "{prefix}/{key}");
+                assert_eq!(exposure(&request(Mode::Required), &target, &[]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn another_ingress_of_the_host_must_ask_the_gate_too() {
+        let wanted = wanted(&asking());
+        let with = |changes: &[(&str, Value)]| {
+            let mut annotations = json!({});
+            for (key, value) in &wanted {
+                annotations[format!("haproxy-ingress.github.io/{key}")] = json!(value);
+            }
+            for (key, value) in changes {
+                annotations[format!("haproxy-ingress.github.io/{key}")] = value.clone();
+            }
+            annotations
+        };
+        let conflict = |annotations: Value, spec: Option<Value>| {
+            let mut other = ingress(annotations);
+            other["metadata"]["name"] = json!("other");
+            if let Some(spec) = spec {
+                other["spec"] = spec;
+            }
+            super::super::conflict(&HAPROXY_INGRESS, &asking(), &ingress(json!({})), [&other])
+        };
+        for (annotations, expected) in [
+            (with(&[]), false),
+            (json!({}), true),
+            (with(&[("auth-url", json!(null))]), true),
+            (with(&[("auth-url", json!("http://login.example.com/"))]), true),
+            (with(&[("auth-external-placement", json!("frontend"))]), true),
+            (with(&[("auth-tls-cert-header", json!("false"))]), true),
+            (with(&[("config-backend", json!("http-request allow"))]), true),
+            (with(&[("oauth", json!("oauth2_proxy"))]), true),
+        ] {
+            let told = conflict(annotations.clone(), None);
+            assert_eq!(told.is_some(), expected, "{annotations}: {told:?}");
+        }
+        // One that has the host under `tls` alone has no paths.
+        let tls = json!({"tls": [{"hosts": ["shop.example.com"]}]});
+        assert_eq!(conflict(json!({}), Some(tls)), None);
     }
 
     #[test]

@@ -549,6 +549,9 @@ mod tests {
         }
     }
 
+    /// One that does not ask the gate.
+    static DEAF: DataPlane = DataPlane { asks_gate: false, ..HAPROXY_INGRESS };
+
     #[test]
     fn a_data_plane_with_crl_support_enforces_by_the_secret() {
         let trust = trust();
@@ -578,7 +581,7 @@ mod tests {
         let mut object = ingress();
         object["spec"] = closed;
         let mut world = world(&asking, Some(ANCHOR), Some(object), &[]);
-        world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+        world.targets[0].data_plane = Ok(&DEAF);
         let silent = status(&world, &[Ok(())]);
         assert_eq!(condition(&silent, PROGRAMMED), ("False", "IdentityNotForwarded"));
         assert_eq!(condition(&silent, REVOCATION_ENFORCED), ("True", "ByCRL"));
@@ -597,7 +600,7 @@ mod tests {
             let mut object = ingress();
             object["spec"] = json!({"rules": [{"host": host}], "tls": [{"hosts": [host]}]});
             let mut world = world(&trust, Some(ANCHOR), Some(object), &[]);
-            world.targets[0].data_plane = Ok(&HAPROXY_INGRESS);
+            world.targets[0].data_plane = Ok(&DEAF);
             let Ok(Edit::Apply(edit)) = &plan(&world).edits[0] else { panic!("it is programmed") };
             let verify = "haproxy-ingress.github.io/auth-tls-verify-client";
             assert_eq!(edit["metadata"]["annotations"][verify], "on", "not what the trust says");

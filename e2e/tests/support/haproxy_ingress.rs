@@ -52,12 +52,14 @@ impl DataPlane for HaproxyIngress {
             "COUNTERSIGN_HAPROXY_INGRESS names no folder with HAProxy Ingress; run `make test`, or \
              COUNTERSIGN_HAPROXY_INGRESS=$(e2e/kind/cluster haproxy-ingress) cargo test --test dataplanes",
         );
-        let [http, https, stats, healthz, controller_healthz] = free_ports();
+        let [http, https, stats, healthz, controller_healthz, asking] = free_ports();
         let options = json!({
             "metadata": {"name": "ingress-controller"},
             "data": {
                 "bind-ip-addr-healthz": "127.0.0.1", "healthz-port": healthz.to_string(),
                 "bind-ip-addr-http": "127.0.0.1", "http-port": http.to_string(), "https-port": https.to_string(),
+                // Behind it it asks the gate.
+                "auth-proxy": format!("_front__auth__local:{asking}-{asking}"),
                 "bind-ip-addr-stats": "127.0.0.1", "stats-port": stats.to_string(),
             },
         });

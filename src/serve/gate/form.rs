@@ -20,12 +20,13 @@ pub struct Form {
     verdict: Option<(&'static str, &'static str)>,
     // A header that says by which scheme the client came.
     scheme: Option<&'static str>,
+    /// Headers of the request that the data plane can replace by those of a good answer, and not remove.
+    pub emptied: &'static [&'static str],
 }
 
 /// Traefik's PassTLSClientCert: base64 of the DER without armour, the leaf first, a chain separated by commas;
 /// some versions percent-encode it.
-pub const TRAEFIK: Form =
-    Form { header: "x-forwarded-tls-client-cert", read: bare, verdict: None, scheme: None };
+pub const TRAEFIK: Form = Form { header: "x-forwarded-tls-client-cert", read: bare, ..PLAIN };
 
 /// nginx, by the names of ingress-nginx: `$ssl_client_escaped_cert`, which is percent-encoded PEM, and
 /// `$ssl_client_verify`. Traefik, which takes the same annotations, leaves in what the client sent on a
@@ -35,11 +36,22 @@ pub const NGINX: Form = Form {
     read: escaped_pem,
     verdict: Some(("ssl-client-verify", "SUCCESS")),
     scheme: Some("x-forwarded-proto"),
+    ..PLAIN
+};
+
+/// HAProxy Ingress' `auth-tls-cert-header`: base64 of the DER; empty when there is none.
+pub const HAPROXY: Form = Form {
+    header: "x-ssl-client-cert",
+    read: base64_der,
+    emptied: &["client-cert", "client-cert-chain", "authorization"],
+    ..PLAIN
 };
 
 /// Envoy's x-forwarded-client-cert, of one element, with `Cert`: percent-encoded PEM.
-pub const ENVOY: Form =
-    Form { header: "x-forwarded-client-cert", read: xfcc, verdict: None, scheme: None };
+pub const ENVOY: Form = Form { header: "x-forwarded-client-cert", read: xfcc, ..PLAIN };
+
+const PLAIN: Form =
+    Form { header: "", read: base64_der, verdict: None, scheme: None, emptied: &[] };
 
 impl Form {
     /// The certificate, if the client showed one. A header that comes twice, or can't be read, is none that the
@@ -69,6 +81,10 @@ impl Form {
 /// The value of the header `Client-Cert` (RFC 9440): a byte sequence of RFC 8941.
 pub fn client_cert(der: &CertificateDer<'_>) -> HeaderValue {
     format!(":{}:", STANDARD.encode(der)).try_into().expect("base64 is ASCII")
+}
+
+fn base64_der(text: &str) -> Option<CertificateDer<'static>> {
+    STANDARD.decode(text).ok().map(CertificateDer::from)
 }
 
 fn bare(text: &str) -> Option<CertificateDer<'static>> {
@@ -161,6 +177,7 @@ mod tests {
             (&TRAEFIK, der.clone()),
             (&TRAEFIK, escape(&der)),
             (&TRAEFIK, format!("{der},AAAA")),
+            (&HAPROXY, der.clone()),
             (&NGINX, pem.clone()),
             (&ENVOY, format!("Hash=00;Cert=\"{pem}\";Subject=\"CN=a\\\"b,O=c;d\";URI=")),
             (&ENVOY, format!("By=spiffe://a;Hash=00;cert={pem}")),
@@ -180,6 +197,8 @@ mod tests {
             (&TRAEFIK, pem.clone()),
             (&TRAEFIK, "%%%".to_owned()),
             (&TRAEFIK, "%4".to_owned()),
+            (&HAPROXY, format!("{der}, {der}")),
+            (&HAPROXY, escape(&pem)),
             (&NGINX, der),
             (&NGINX, "%2D%2D".to_owned()),
             (&ENVOY, pem.clone()),
@@ -232,7 +251,7 @@ mod tests {
     proptest! {
         #[test]
         fn foreign_headers_never_panic(text in "[ -~]{0,60}") {
-            for form in [&TRAEFIK, &NGINX, &ENVOY] {
+            for form in [&TRAEFIK, &NGINX, &HAPROXY, &ENVOY] {
                 let _ = read(form, &[&text]);
             }
             prop_assert!(xfcc(&text).is_none());

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
 use jiff::{SignedDuration, Timestamp};
@@ -24,7 +24,7 @@ use rustls_pki_types::CertificateDer;
 use tracing::info;
 
 pub use authorizer::Authorizers;
-pub use form::{ENVOY, Form, NGINX, TRAEFIK};
+pub use form::{ENVOY, Form, HAPROXY, NGINX, TRAEFIK};
 pub use password::Passwords;
 
 use super::confirmed::Confirmed;
@@ -235,6 +235,7 @@ pub fn router(gate: Gate) -> Router {
     Router::new()
         .route("/gate/traefik", by_query(&TRAEFIK))
         .route("/gate/nginx", by_query(&NGINX))
+        .route("/gate/haproxy", by_query(&HAPROXY))
         .route("/gate/envoy/{*policy}", any(by_path))
         .route(ext_authz::PATH, post(ext_authz::check))
         .with_state(gate)
@@ -249,8 +250,14 @@ impl Gate {
     ) -> Response {
         let realm = policy.as_ref().ok().and_then(|policy| policy.trust.clone());
         match self.decision(policy, || form.certificate(headers), headers).await {
-            Ok(Some(leaf)) => [(CLIENT_CERT, form::client_cert(&leaf))].into_response(),
-            Ok(None) => StatusCode::OK.into_response(),
+            Ok(leaf) => {
+                let empty = |name| (HeaderName::from_static(name), HeaderValue::from_static(""));
+                let mut told: HeaderMap = form.emptied.iter().copied().map(empty).collect();
+                if let Some(leaf) = leaf {
+                    told.insert(CLIENT_CERT, form::client_cert(&leaf));
+                }
+                told.into_response()
+            }
             Err(refusal) => refusal.answer(realm.as_deref()),
         }
     }
