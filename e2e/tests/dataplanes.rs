@@ -35,7 +35,7 @@ use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
 use support::operator::{NAMESPACE, Operator, control_plane};
 use support::pki::hours;
-use support::server::{Answer as Served, Server, curl};
+use support::server::{Answer as Served, Server, clock, curl};
 use support::servers::{Answer, curl_at, curl_plain, write_files};
 use support::traefik::{self, IngressRoutes, Ingresses, Traefik, ingress};
 use support::{condition, create, delete, eventually, namespace, patch, root, wait_for};
@@ -70,8 +70,12 @@ struct Scene<P> {
 impl<P: DataPlane> Scene<P> {
     /// The operator is there before the data plane, whose kinds it has to find later.
     async fn new() -> Self {
+        Self::with_gate(|plane| Server::start(plane, None)).await
+    }
+
+    async fn with_gate(start: impl FnOnce(&ControlPlane) -> Server) -> Self {
         let (plane, client) = control_plane().await;
-        let gate = Server::start(&plane, None);
+        let gate = start(&plane);
         let operator = Some(start_operator(&plane, &gate));
         let namespace = namespace(&client, "shop").await;
         let data_plane = P::start(&plane, &client).await;
@@ -228,9 +232,14 @@ impl<P: DataPlane> Scene<P> {
         }
     }
 
-    /// What a client gets, as the table in README.md has it: the HTTP status, or `alert`.
+    /// What a client gets, as the tables in README.md have it: the HTTP status, or `alert`.
     fn cell(&self, identity: Option<&str>) -> String {
-        match self.ask(identity, &[]).status {
+        self.cell_with(&[], identity)
+    }
+
+    /// The same of a client that sends these headers.
+    fn cell_with(&self, headers: &[&str], identity: Option<&str>) -> String {
+        match self.ask(identity, headers).status {
             0 => "alert".to_owned(),
             status => status.to_string(),
         }
@@ -430,6 +439,7 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     scene.until("no certificate is let in when it is optional", None, OPEN).await;
     row.push(scene.cell(None));
     P::assert_told(&scene.ask(None, &forged), None);
+    row.push("dropped".to_owned());
     scene.expect("a good certificate is let in", Some("good"), OPEN);
     scene.expect("a revoked one is refused all the same", Some("lost"), P::REVOKED);
     scene.expect("and so is one of another CA", Some("stranger"), P::UNKNOWN);
@@ -446,8 +456,12 @@ async fn lets_in_whom_the_trust_names_and_nobody_who_is_revoked<P: DataPlane>() 
     scene.until("the shop is open again", None, OPEN).await;
     scene.until("and asks for no certificate", Some("lost"), OPEN).await;
 
-    // What users are told is what was seen.
-    let row = format!("| {} | {} |", P::NAME, row.join(" | "));
+    assert_told_to_users::<P>(&row);
+}
+
+/// What users are told is what was seen: a row of a table in README.md.
+fn assert_told_to_users<P: DataPlane>(cells: &[String]) {
+    let row = format!("| {} | {} |", P::NAME, cells.join(" | "));
     println!("{row}");
     let readme = fs::read_to_string(root().join("README.md")).expect("it");
     assert!(readme.lines().any(|line| line == row), "README.md has not this row: {row}");
@@ -517,6 +531,53 @@ async fn asks_who_may_pass_and_for_a_password<P: DataPlane>() {
     })
     .await;
     scene.ready().await;
+    let allowed = [&[&*right][..], &[&wrong], &[]];
+    let mut row = allowed.map(|headers| scene.cell_with(headers, Some("good"))).to_vec();
+    row.extend([&[&*right], &*forged].map(|headers| scene.cell_with(headers, Some("other"))));
+    assert_told_to_users::<P>(&row);
+}
+
+#[tokio::test]
+async fn traefik_lets_nobody_in_while_the_gate_has_not_heard_of_revocations_for_too_long() {
+    lets_nobody_in_while_the_gate_is_cut_off::<Traefik<Ingresses>>().await;
+}
+
+#[tokio::test]
+async fn ingress_nginx_lets_nobody_in_while_the_gate_has_not_heard_of_revocations_for_too_long() {
+    lets_nobody_in_while_the_gate_is_cut_off::<IngressNginx>().await;
+}
+
+/// The bound is a day, and the gate's clock goes ahead: the data plane's does not.
+async fn lets_nobody_in_while_the_gate_is_cut_off<P: DataPlane>() {
+    let time = |plane: &ControlPlane| plane.folder().join("time");
+    let mut scene = Scene::<P>::with_gate(|plane| {
+        fs::write(time(plane), "+0").expect("written");
+        Server::start_in(plane, None, &clock(&time(plane)))
+    })
+    .await;
+    let time = time(&scene.plane);
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.trust().await;
+    scene.until("no certificate is refused", None, P::MISSING).await;
+    scene.until("a valid certificate is let in", Some("good"), OPEN).await;
+
+    scene.plane.stop_apiserver();
+    fs::write(&time, "+23h").expect("written");
+    scene.expect("within the bound", Some("good"), OPEN);
+    fs::write(&time, "+25h").expect("written");
+    scene.until("it has passed", Some("good"), FORBIDDEN).await;
+    scene.expect("nor is who shows no certificate let in", None, P::MISSING);
+    let answer = scene.ask(Some("good"), &[]);
+    assert!(FORBIDDEN.is(&answer), "it stays so: {answer:?}");
+
+    scene.plane.restart_apiserver().await;
+    eventually("the gate has heard, and lets in again", || async {
+        OPEN.is(&scene.ask(Some("good"), &[])).then_some(())
+    })
+    .await;
+    let answer = scene.ask(Some("good"), &[]);
+    assert!(OPEN.is(&answer), "it stays so: {answer:?}");
 }
 
 #[tokio::test]
@@ -571,6 +632,7 @@ async fn follows_a_rotation_of_the_ca<P: DataPlane>() {
     scene.fetch("good").await;
     scene.until("the old certificate is good in the overlap", Some("old"), OPEN).await;
     scene.until("the new one, too", Some("good"), OPEN).await;
+    assert_told_to_users::<P>(&["old", "good"].map(|client| scene.cell(Some(client))));
 
     let compromised = json!({"spec": {"compromisedGenerations": [1]}});
     patch(&scene.authorities(), "staff", compromised).await;
