@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use support::contour::Contour;
 use support::control_plane::{ControlPlane, free_ports};
-use support::data_plane::{DataPlane, HOST, Refusal, leaf, open_shop, resource, told};
+use support::data_plane::{DataPlane, HOST, Refusal, kubectl, leaf, open_shop, resource, told};
 use support::envoy_gateway::{EnvoyGateway, install, make};
 use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
@@ -1240,4 +1240,135 @@ async fn gateways_of_other_controllers_get_the_field_of_the_gateway_api() {
         (fabric.data["spec"]["tls"]["frontend"].is_null() && !marked).then_some(())
     })
     .await;
+}
+
+/// Traefik's kinds come and go here while the controller runs, and so does all else, in any order.
+#[tokio::test]
+async fn the_order_of_install_and_removal_does_not_matter() {
+    let (plane, client) = control_plane().await;
+    let mut operator = Operator::start(&plane);
+    let namespace = namespace(&client, "shop").await;
+    let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), &namespace);
+    let ingresses: Api<Ingress> = Api::namespaced(client.clone(), &namespace);
+    let authorities: Api<ClientAuthority> = Api::all(client.clone());
+    let kind = resource::<Traefik<IngressRoutes>>();
+    let routes: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &kind);
+    let definitions = std::env::var("TRAEFIK_CRDS").expect("TRAEFIK_CRDS names a file");
+    let names = ["ingress", "route"];
+    let make_trusts = async || {
+        for (name, [group, _, kind]) in
+            [("ingress", Traefik::<Ingresses>::ROUTE), ("route", Traefik::<IngressRoutes>::ROUTE)]
+        {
+            let target = json!({"group": group, "kind": kind, "name": "shop"});
+            let spec = json!({"authorities": [{"name": "staff"}], "targetRefs": [target]});
+            create(&trusts, &json!({"metadata": {"name": name}, "spec": spec}).to_string()).await;
+        }
+    };
+    let make_ingress =
+        async || create(&ingresses, &ingress("traefik", "shop", HOST, "/").to_string()).await;
+    let make_authority = async || {
+        let yaml = "{metadata: {name: staff}, spec: {selfSigned: {commonName: staff}}}";
+        create(&authorities, yaml).await;
+        wait_for(&authorities, "staff", READY, "True", "Ready").await;
+    };
+    let install = async || {
+        kubectl(&plane, &["apply", "--server-side", "-f", &definitions], "");
+        let established = ["wait", "--for", "condition=Established", "--timeout", "60s", "-f"];
+        kubectl(&plane, &[&established[..], &[&definitions]].concat(), "");
+        let route = json!({
+            "apiVersion": "traefik.io/v1alpha1", "kind": "IngressRoute", "metadata": {"name": "shop"},
+            "spec": {"routes": [{"match": format!("Host(`{OTHER_HOST}`)"), "kind": "Rule", "services": [{"name": "shop", "port": 80}]}]},
+        });
+        make(&client, Some(&namespace), route).await;
+    };
+    let not_ready = async |name: &str, words: &str| {
+        eventually(&format!("{name} tells {words:?}"), || async {
+            let conditions = trusts.get(name).await.expect("it").status?.conditions;
+            let ready = condition(&conditions, READY)?;
+            (ready.status == "False" && ready.message.contains(words)).then_some(())
+        })
+        .await;
+    };
+    let ready = async || {
+        for name in names {
+            wait_for(&trusts, name, READY, "True", "Programmed").await;
+        }
+    };
+    let health = operator.health_port;
+    let reconciles = || {
+        let answer = curl(&[&format!("http://127.0.0.1:{health}/metrics")]);
+        let text = String::from_utf8(answer.body).expect("text");
+        let counts = text.lines().filter(|line| line.starts_with("countersign_reconciles_total"));
+        counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>()
+    };
+    // Three seconds, some time, in which nothing is written and hardly anything looked at: what is tried again and
+    // again at once never comes to that.
+    let quiet = async |when: &str| {
+        eventually(&format!("nothing is written {when}"), || async {
+            let (writes, looks) = (plane.writes("operator").len(), reconciles());
+            assert!(looks > 0.0, "its metrics tell");
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let written = plane.writes("operator").len() > writes;
+            (!written && reconciles() - looks <= 10.0).then_some(())
+        })
+        .await;
+    };
+    let mark = "countersign.dev/client-trust";
+
+    // The trusts first, then a target, the authority, and the data plane's kinds with the other target at last.
+    make_trusts().await;
+    for name in names {
+        not_ready(name, "staff").await;
+    }
+    quiet("without an authority").await;
+    let class = "{metadata: {name: traefik}, spec: {controller: traefik.io/ingress-controller}}";
+    create::<IngressClass>(&Api::all(client.clone()), class).await;
+    make_ingress().await;
+    make_authority().await;
+    not_ready("ingress", "install the data plane").await;
+    not_ready("route", "does not exist").await;
+    quiet("without Traefik's kinds").await;
+    let unmarked = ingresses.get("shop").await.expect("it");
+    assert!(!unmarked.annotations().contains_key(mark), "it would name what is not there");
+    install().await;
+    ready().await;
+    quiet("with everything").await;
+
+    // A target goes, and comes back; so does the authority.
+    delete(&ingresses, "shop").await;
+    not_ready("ingress", "does not exist").await;
+    quiet("without a target").await;
+    make_ingress().await;
+    ready().await;
+    delete(&authorities, "staff").await;
+    for name in names {
+        not_ready(name, "staff").await;
+    }
+    quiet("without the authority").await;
+    make_authority().await;
+    ready().await;
+
+    // The kinds go, and come back. Whoever looks at the trust again is told.
+    kubectl(&plane, &["delete", "-f", &definitions], "");
+    not_ready("route", "does not exist").await;
+    patch(&trusts, "ingress", json!({"spec": {"mode": "Optional"}})).await;
+    not_ready("ingress", "install the data plane").await;
+    quiet("after the kinds went").await;
+    install().await;
+    ready().await;
+
+    // All goes, the trusts last, and the kinds before them: nothing of ours is left.
+    kubectl(&plane, &["delete", "-f", &definitions], "");
+    delete(&authorities, "staff").await;
+    for name in names {
+        not_ready(name, "staff").await;
+        delete(&trusts, name).await;
+    }
+    eventually("the Ingress is as it was", || async {
+        let annotations = ingresses.get("shop").await.expect("it").annotations().clone();
+        (annotations.into_keys().collect::<Vec<_>>() == ["example.com/team"]).then_some(())
+    })
+    .await;
+    quiet("when all is gone").await;
+    assert!(operator.is_running(), "it was never started anew");
 }

@@ -119,6 +119,14 @@ impl Error {
         };
         matches!(status.code, 400 | 403 | 413 | 422)
     }
+
+    /// Does the API server not know the kind that we wrote, or its namespace?
+    pub const fn is_unknown(&self) -> bool {
+        let Self::Write(WriteError::Api { source: kube::Error::Api(status), .. }) = self else {
+            return false;
+        };
+        status.code == 404
+    }
 }
 
 /// An error with its causes, in one line. Of an answer of the API server only its message.

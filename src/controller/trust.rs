@@ -131,11 +131,15 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         )),
         Err(error) => {
             let error = Error::from(error);
-            if !error.is_refusal() {
+            let mut message = chain(&error);
+            if error.is_unknown() {
+                // Its definition may come at any time, and nothing tells: it is looked again soon, as after a conflict.
+                message.push_str("; install the data plane with the definitions of its kinds");
+            } else if error.is_refusal() {
+                refused = Err(error);
+            } else {
                 return Err(error);
             }
-            let message = chain(&error);
-            refused = Err(error);
             Err(Wanted::no(PROGRAMMED, Reason::NotProgrammed.as_str(), message))
         }
     };
