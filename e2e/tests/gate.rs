@@ -15,7 +15,9 @@ use std::rc::Rc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use countersign::api::condition::{PUBLISHED, READY};
-use countersign::api::{CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust};
+use countersign::api::{
+    CertificateRevocation, ClientAuthority, ClientIdentity, ClientTrust, annotation,
+};
 use countersign::pki::inspect::certificates;
 use countersign::plan::gate::POLICIES;
 use k8s_openapi::api::core::v1::Secret;
@@ -914,4 +916,71 @@ async fn only_those_whom_the_trust_allows_get_in() {
         (policies(&scene).await == [format!("{}.wild", scene.namespace)]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn identities_get_in_as_long_as_the_trust_selects_them() {
+    let scene = Scene::new().await;
+    let service = scene.prepare_traefik();
+    let selector = "selector: {matchLabels: {shop: 'yes'}}";
+    let shops = "namespaceSelector: {matchLabels: {shops: 'yes'}}";
+    let trusts = [
+        guarded(&scene, "near", &format!("allow: {{identities: {{{selector}}}}}")),
+        guarded(&scene, "any", &format!("allow: {{identities: {{{selector}, {shops}}}}}")),
+    ];
+    scene.kubectl(&["apply", "-f", "-"], &(service + &trusts.concat()));
+    for name in ["near", "any"] {
+        wait_for(&scene.api::<ClientTrust>(), name, READY, "True", "Programmed").await;
+    }
+    let traefik = traefik(&scene);
+    let [near, any] =
+        ["near", "any"].map(|name| traefik.programmed(&format!("{name}.example.com")));
+    for plane in [&near, &any] {
+        let told = scene.until(plane, Some("good"), &[], 403).await;
+        assert!(told.tells("not allowed here"), "{told:?}");
+    }
+
+    let namespace = scene.namespace.as_str();
+    let label = |object: &[&str], label: &str| {
+        scene.kubectl(&[&["-n", namespace, "label", "--overwrite"], object, &[label]].concat(), "");
+    };
+    let good = ["clientidentity", "good"];
+    label(&good, "shop=yes");
+    scene.until(&near, Some("good"), &[], 200).await;
+    assert_eq!(scene.ask(&near, Some("stolen"), &[]).status, 403);
+    assert_eq!(scene.ask(&any, Some("good"), &[]).status, 403, "its namespace is not selected");
+    label(&["namespace", namespace], "shops=yes");
+    scene.until(&any, Some("good"), &[], 200).await;
+
+    // The certificate is replaced: the new one gets in, and the one before as long as it is good.
+    let before = fs::read(scene.path("good").join("tls.crt")).expect("a certificate");
+    fs::create_dir_all(scene.path("before")).expect("a folder");
+    for file in ["tls.crt", "tls.key", "ca.crt"] {
+        fs::copy(scene.path("good").join(file), scene.path("before").join(file)).expect("copied");
+    }
+    let renew = format!("{}={}", annotation::RENEW_REQUESTED_AT, jiff::Timestamp::now());
+    scene.kubectl(&["-n", namespace, "annotate", "clientidentity", "good", &renew], "");
+    let secrets = scene.api::<Secret>();
+    let renewed = eventually("a new certificate", || async {
+        let secret = secrets.get("good-tls").await.expect("a Secret");
+        let data = secret.data.as_ref().expect("data");
+        (data["tls.crt"].0 != before).then_some(secret)
+    })
+    .await;
+    write_files(&renewed, &["tls.crt", "tls.key", "ca.crt"], &scene.path("good"));
+    for client in ["good", "before"] {
+        scene.until(&near, Some(client), &[], 200).await;
+        scene.until(&any, Some(client), &[], 200).await;
+    }
+
+    label(&["namespace", namespace], "shops-");
+    scene.until(&any, Some("good"), &[], 403).await;
+    label(&good, "shop-");
+    for client in ["good", "before"] {
+        scene.until(&near, Some(client), &[], 403).await;
+    }
+    label(&good, "shop=yes");
+    scene.until(&near, Some("good"), &[], 200).await;
+    scene.kubectl(&["-n", namespace, "delete", "clientidentity", "good"], "");
+    scene.until(&near, Some("good"), &[], 403).await;
 }

@@ -3,6 +3,7 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::allow::LabelSelector;
 use super::duration::Duration;
 
 /// Which clients of the authorities may pass. A client that any entry names is let in, every other one is
@@ -10,8 +11,8 @@ use super::duration::Duration;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.uris) || has(self.dnsNames) || has(self.emailAddresses) || has(self.commonNames) || has(self.organizationalUnits)")
-        .message("spec.allow must name clients: set uris, dnsNames, emailAddresses, commonNames or organizationalUnits, or remove it")
+    validation = Rule::new("has(self.uris) || has(self.dnsNames) || has(self.emailAddresses) || has(self.commonNames) || has(self.organizationalUnits) || has(self.identities)")
+        .message("spec.allow must name clients: set uris, dnsNames, emailAddresses, commonNames, organizationalUnits or identities, or remove it")
 )]
 pub struct AllowedClients {
     /// URI subject alternative names, octet by octet. One that ends with `/*` or `:*` stands for every URI that
@@ -43,6 +44,21 @@ pub struct AllowedClients {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 64)))]
     pub organizational_units: Vec<String>,
+    /// The clients whose certificates were issued to these `ClientIdentity` objects, whatever names they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identities: Option<IdentitySelector>,
+}
+
+/// A selection of `ClientIdentity` objects. Whoever may label them decides who passes.
+#[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentitySelector {
+    /// Those with these labels; `{}` selects all.
+    pub selector: LabelSelector,
+    /// In namespaces with these labels, `{}` being all; in the namespace of the trust when it is not set. The label
+    /// `kubernetes.io/metadata.name` selects by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
 }
 
 /// What a client must have beside its certificate, which is looked at first. Where `mode` is `Optional`, who shows

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::PartialObjectMeta;
@@ -12,14 +14,21 @@ use tokio::task::JoinSet;
 
 use super::context::{Context, Stores};
 use super::error::Error;
+use super::queue::Queue;
+use super::upkeep;
 use crate::api::condition::{PROGRAMMED, Wanted};
 use crate::api::trust::Reason;
 use crate::api::{ClientTrust, label};
 use crate::cluster::Key;
 use crate::cluster::apply::{WriteError, write};
 use crate::cluster::store::Store;
+use crate::plan::gate::identities::{self, Certificates};
 use crate::plan::gate::{self, POLICIES, needs_policy, policy_key};
+use crate::plan::ledger::CaKey;
 use crate::plan::trust_secret::labels;
+
+/// So long changes of identities are gathered before a trust that selects them is looked at.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// The policies by their key, as far as this process has looked at their trusts; none for those without.
 pub type Known = BTreeMap<String, Option<Vec<u8>>>;
@@ -35,7 +44,9 @@ pub(super) async fn put(context: &Context, trust: &ClientTrust) -> Result<Option
         }
         None => None,
     };
-    let Some(policy) = gate::policy(trust, secret.as_ref()) else { return Ok(None) };
+    let certificates = certificates(context, trust, Timestamp::now());
+    let policy = gate::policy(trust, certificates, secret.as_ref());
+    let Some(policy) = policy else { return Ok(None) };
     let no = |reason: Reason, message| Some(Wanted::no(PROGRAMMED, reason.as_str(), message));
     let invalid = policy.as_ref().err().cloned();
     let text = policy.ok().and_then(|policy| serde_json::to_vec(&policy).ok());
@@ -49,6 +60,36 @@ pub(super) async fn put(context: &Context, trust: &ClientTrust) -> Result<Option
             Ok(no(Reason::NotOwned, message))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// The certificates of the identities that a trust selects, as the ledger knows them: it does so before a certificate
+/// is in its Secret, and no right to change the status of an identity adds one.
+fn certificates(context: &Context, trust: &ClientTrust, now: Timestamp) -> Certificates {
+    let mut found = Certificates::new();
+    let Some(selection) = identities::selection(trust) else { return found };
+    let home = trust.namespace().unwrap_or_default();
+    let accepted = |ca: &CaKey| trust.spec.authorities.iter().any(|one| one.name == *ca.authority);
+    for identity in context.stores.identities.list() {
+        let namespace = Key::cluster(identity.namespace().unwrap_or_default());
+        let namespace = context.stores.namespaces.get(&namespace);
+        let labels = namespace.as_ref().map(|namespace| namespace.labels());
+        if !identities::is_selected(selection, &home, &identity, labels) {
+            continue;
+        }
+        let its = upkeep::certificates(context, &identity).into_iter();
+        for certificate in its.filter(|one| one.is_live(now) && accepted(&one.ca)) {
+            let serials = found.entry(certificate.ca.authority.to_string()).or_default();
+            serials.insert(certificate.issued.serial.to_string());
+        }
+    }
+    found
+}
+
+/// Wakes the trusts that may select identities of a namespace, of which one has changed: once for many changes.
+pub(super) fn wake_selecting(trusts: &Store<ClientTrust>, queue: &Queue, namespace: &str) {
+    for trust in trusts.list().iter().filter(|trust| identities::concerns(trust, namespace)) {
+        queue.push_after(Key::of(&**trust), SETTLED);
     }
 }
 

@@ -21,6 +21,7 @@ use crate::ingress::{GATEWAY_CLASS, Kind, traefik};
 use crate::plan;
 use crate::plan::authority::key_of;
 use crate::plan::gate::POLICIES;
+use crate::plan::gate::identities::changes;
 
 /// Starts them all.
 pub(super) fn start(
@@ -40,11 +41,14 @@ pub(super) fn start(
 
     for api in scoped(client, &config.namespaces) {
         let (queue, identities) = (queues.clone(), stores.identities.clone());
-        let revocations = stores.revocations.clone();
+        let (revocations, trusts) = (stores.revocations.clone(), stores.trusts.clone());
         let changed = move |key: &Key, previous: Option<&ClientIdentity>| {
             queue.identity.push(key.clone());
-            // Whoever waited for the name of a Secret, before or after the change.
             let now = identities.get(key);
+            if changes(previous, now.as_deref()) {
+                policies::wake_selecting(&trusts, &queue.trust, &key.namespace);
+            }
+            // Whoever waited for the name of a Secret, before or after the change.
             let name = |identity: &ClientIdentity| identity.spec.secret_name.clone();
             let names = [previous.map(name), now.as_deref().map(name)];
             if names[0] != names[1] {
@@ -204,6 +208,7 @@ fn watch_namespaces(
     for watch in watches {
         let (queues, identities) = (queues.clone(), stores.identities.clone());
         let (store, authorities) = (stores.namespaces.clone(), stores.authorities.clone());
+        let trusts = stores.trusts.clone();
         let changed = move |key: &Key, previous: Option<&PartialObjectMeta<Namespace>>| {
             let now = store.get(key);
             let seen = |namespace: &PartialObjectMeta<Namespace>| {
@@ -213,6 +218,7 @@ fn watch_namespaces(
             // Everything is looked at anyway after the first lists.
             if store.is_complete() && previous.map(seen) != now.as_deref().map(seen) {
                 identities.keys_in(&key.name).into_iter().for_each(|key| queues.identity.push(key));
+                policies::wake_selecting(&trusts, &queues.trust, &key.name);
                 let authorities = authorities.list();
                 for authority in authorities.iter().filter(|one| one.spec.bundle.is_some()) {
                     queues.bundle.push(Key::new(&key.name, authority.name_any()));

@@ -32,7 +32,8 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    fn is_live(&self, now: Timestamp) -> bool {
+    /// Is it neither revoked nor expired?
+    pub fn is_live(&self, now: Timestamp) -> bool {
         self.revoked.is_none() && self.issued.not_after > now
     }
 }

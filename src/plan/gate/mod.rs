@@ -2,6 +2,7 @@
 //! trusts into one Secret of its own namespace, the only one that the servers may read.
 
 mod allow;
+pub mod identities;
 pub mod password;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde::{Deserialize, Serialize};
 
 pub use allow::admits;
+use identities::Certificates;
 
 use super::headroom::SECRET_LIMIT;
 use crate::api::gate::{AllowedClients, Authorizer, Passwords};
@@ -35,6 +37,9 @@ pub struct TrustPolicy {
     /// Which of these clients may pass; all when it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<AllowedClients>,
+    /// Certificates that may pass whatever names are in them: those of the identities that the trust selects.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub certificates: Certificates,
     /// What they must have beside their certificate; nothing when it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second_factor: Option<SecondFactor>,
@@ -76,14 +81,20 @@ pub fn passwords(trust: &ClientTrust) -> Option<&Passwords> {
     trust.spec.second_factor.as_ref()?.basic.as_ref()
 }
 
-/// The policy of a trust, if it needs one; or why it can't be had. `secret` is the one with the passwords, if it
-/// exists.
-pub fn policy(trust: &ClientTrust, secret: Option<&Secret>) -> Option<Result<TrustPolicy, String>> {
+/// The policy of a trust, if it needs one; or why it can't be had. `certificates` are those of the identities that it
+/// selects; `secret` is the one with the passwords, if it exists.
+pub fn policy(
+    trust: &ClientTrust,
+    certificates: Certificates,
+    secret: Option<&Secret>,
+) -> Option<Result<TrustPolicy, String>> {
     needs_policy(trust).then(|| {
+        let by_names = |allow: AllowedClients| AllowedClients { identities: None, ..allow };
         Ok(TrustPolicy {
             mode: trust.spec.mode,
             authorities: trust.spec.authorities.iter().map(|one| one.name.clone()).collect(),
-            allow: trust.spec.allow.clone(),
+            allow: trust.spec.allow.clone().map(by_names),
+            certificates,
             second_factor: second_factor(&trust.spec, secret)?,
         })
     })
@@ -147,7 +158,7 @@ pub fn too_large(key: &str, policies: &BTreeMap<String, ByteString>) -> Option<S
     let bytes: usize = policies.iter().map(|(key, policy)| key.len() + policy.0.len()).sum();
     (bytes > SECRET_LIMIT).then(|| {
         format!(
-            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow or the lists of users, here or elsewhere",
+            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow, select fewer identities, or shorten the lists of users, here or elsewhere",
             bytes.div_ceil(1024),
             SECRET_LIMIT / 1024
         )
@@ -187,7 +198,9 @@ mod tests {
         )
         .unwrap();
         let trust = ClientTrust::new("clients", spec);
-        let ask = |secret: Option<Secret>| policy(&trust, secret.as_ref()).unwrap();
+        let ask = |secret: Option<Secret>| {
+            policy(&trust, Certificates::default(), secret.as_ref()).unwrap()
+        };
         let secret = |key: &str, text: &str| {
             Some(Secret { data: Some(data(&[(key, text)])), ..Secret::default() })
         };

@@ -303,7 +303,7 @@ impl Gate {
         decide(&self.view.load(), stale_at, &policy.narrowed(&own)?, leaf, now)?;
         if let (Some(allow), Some(leaf)) = (&own.allow, leaf) {
             let names = client_names(leaf).map_err(|_| Refusal::BadCertificate)?;
-            if !admits(allow, &names) {
+            if !admits(allow, &names) && !is_selected(&self.view.load(), &own, leaf) {
                 return Err(Refusal::NotAllowed);
             }
         }
@@ -316,6 +316,18 @@ impl Gate {
             Some(SecondFactor::Url(service)) => self.authorizers.check(service, said, leaf).await,
         }
     }
+}
+
+/// Does the certificate belong to an identity that the trust selects? It is known to be of an accepted authority.
+fn is_selected(view: &View, own: &TrustPolicy, leaf: &CertificateDer<'_>) -> bool {
+    let Ok(leaf) = inspect(leaf) else { return false };
+    let serial = leaf.serial.to_string();
+    let mut certificates = own.certificates.iter();
+    certificates.any(|(authority, serials)| {
+        let mut cas = view.of_authority(authority);
+        serials.contains(&serial)
+            && cas.any(|p| p.issuer_der == leaf.issuer_der && p.key_id == leaf.authority_key_id)
+    })
 }
 
 /// Decides from memory about the certificate that the client showed; from `stale_at` on the view is good for
@@ -553,6 +565,7 @@ pub(crate) mod tests {
             mode,
             authorities: authorities.iter().map(|name| (*name).to_owned()).collect(),
             allow: None,
+            certificates: Default::default(),
             second_factor: None,
         };
         let asked = |query: &str| Policy::of_query(&format!("trust=shop/t&{query}")).unwrap();
@@ -585,6 +598,31 @@ pub(crate) mod tests {
             headers.append(AUTHORIZATION, value.parse().unwrap());
         }
         gate.judge(Policy::of_query(&question).unwrap(), leaf, &headers, instant(NOW)).await
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_a_selected_identity_passes_whatever_its_names() {
+        let (ca, other) = (sample(), sample());
+        let leaf = sample_leaf(&ca);
+        let serial = inspect(&leaf).unwrap().serial.to_string();
+        let policy = |authority: &str, serial: &str| {
+            format!(
+                r#"{{"mode":"Optional","authorities":["staff"],"allow":{{}},"certificates":{{"{authority}":["{serial}"]}}}}"#
+            )
+        };
+        let question = ("shop/t", "Required");
+        let not_allowed = Err(Refusal::NotAllowed);
+        for (policy, answer) in [
+            (policy("staff", &serial), Ok(())),
+            (policy("staff", "00ff"), not_allowed),
+            // A serial number of another authority says nothing about this one's.
+            (policy("devices", &serial), not_allowed),
+        ] {
+            let gate = gate(view(&ca, &[]), &policy);
+            assert_eq!(ask(&gate, question, Some(&leaf), None).await, answer, "{policy}");
+            let stranger = ask(&gate, question, Some(&sample_leaf(&other)), None).await;
+            assert_eq!(stranger, Err(Refusal::UnknownAuthority));
+        }
     }
 
     #[tokio::test]
