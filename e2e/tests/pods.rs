@@ -13,10 +13,11 @@ use countersign::api::condition::{READY, REVOCATION_ENFORCED};
 use k8s_openapi::api::networking::v1::Ingress;
 use serde_json::json;
 
+use support::contour::Contour;
 use support::data_plane::{DataPlane, Refusal};
 use support::haproxy_ingress::HaproxyIngress;
 use support::shop::{Shop, trust_yaml};
-use support::{condition, create, delete, eventually, wait_for};
+use support::{condition, create, delete, eventually, kubectl, wait_for};
 
 /// How long a revoked client may get in.
 const BOUND: Duration = Duration::from_secs(30);
@@ -68,4 +69,19 @@ async fn haproxy_ingress() {
     let ingress = HaproxyIngress::ingress("shop", &[&shop.host], json!({}));
     create(&shop.api::<Ingress>(), &ingress.to_string()).await;
     story::<HaproxyIngress>(shop).await;
+}
+
+#[tokio::test]
+async fn contour() {
+    let shop = Shop::without_route("contour", "127.0.0.1:30445").await;
+    let proxy = json!({
+        "apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy",
+        "metadata": {"name": "shop", "namespace": shop.namespace},
+        "spec": {
+            "virtualhost": {"fqdn": shop.host, "tls": {"secretName": "shop-server-tls"}},
+            "routes": [{"services": [{"name": "shop", "port": 80}]}],
+        },
+    });
+    kubectl(&["apply", "-f", "-"], &proxy.to_string());
+    story::<Contour>(shop).await;
 }

