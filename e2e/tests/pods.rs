@@ -15,6 +15,7 @@ use serde_json::json;
 
 use support::contour::Contour;
 use support::data_plane::{DataPlane, Refusal};
+use support::envoy_gateway::EnvoyGateway;
 use support::haproxy_ingress::HaproxyIngress;
 use support::shop::{Shop, trust_yaml};
 use support::{condition, create, delete, eventually, kubectl, wait_for};
@@ -84,4 +85,11 @@ async fn contour() {
     });
     kubectl(&["apply", "-f", "-"], &proxy.to_string());
     story::<Contour>(shop).await;
+}
+
+#[tokio::test]
+async fn envoy_gateway() {
+    let shop = Shop::without_route("envoy", "127.0.0.1:30446").await;
+    EnvoyGateway::gateway(&shop.client, &shop.namespace, "shop", &shop.host, "127.0.0.1:443").await;
+    story::<EnvoyGateway>(shop).await;
 }

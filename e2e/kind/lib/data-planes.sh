@@ -70,6 +70,7 @@ build_envoy_gateway() {
 source_of() { # NAME
   case $1 in
     contour) module_source "$contour_module" "$contour_version" "$contour_sum" ;;
+    envoy-gateway) module_source "$envoy_gateway_module" "$envoy_gateway_version" "$envoy_gateway_sum" ;;
     *) die "no source of '$1' is asked for" ;;
   esac
 }

