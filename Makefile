@@ -21,7 +21,7 @@ lint: ## formatting, clippy, the chart, licences (with cargo-deny), shell script
 	cargo clippy --locked $$(sed -n 's|^path = "e2e/tests/\(.*\)\.rs"|--test \1|p' Cargo.toml) -- -D warnings
 	"$$(e2e/kind/cluster tools helm)/helm" lint --strict charts/countersign
 	! command -v cargo-deny >/dev/null || cargo deny --locked check bans licenses sources
-	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,dependencies,prepare,setup,suite} e2e/alerts/test e2e/traefik/{crds,install} e2e/istio/crds e2e/kind/cluster e2e/kind/test fuzz/{run,seeds}
+	! command -v shellcheck >/dev/null || shellcheck -x e2e/{demo,dependencies,prepare,setup,suite} e2e/alerts/test e2e/{contour,envoy-gateway,haproxy-ingress,traefik}/install e2e/traefik/crds e2e/istio/crds e2e/kind/cluster e2e/kind/test fuzz/{run,seeds}
 
 audit: ## known vulnerabilities of dependencies; needs cargo-deny and, for the list of them, the internet
 	cargo deny --locked check advisories

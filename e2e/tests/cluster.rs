@@ -7,7 +7,7 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::{
     DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams,
@@ -29,9 +29,9 @@ use kube::api::{
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
-use tempfile::TempDir;
 
-use support::servers::{Answer, curl_with, write_files, write_server_certificate_for};
+use support::servers::{curl_with, write_files, write_server_certificate_for};
+use support::shop::{Shop, client, trust_yaml};
 use support::traffic::{Mount, Traffic};
 use support::{
     condition, create, delete, eventually, kubectl, namespace, patch, program, root, wait_for,
@@ -40,146 +40,6 @@ use support::{
 const OPERATOR: &str = "countersign";
 const CONTROLLER: &str = "system:serviceaccount:countersign:countersign-controller";
 const SERVER: &str = "system:serviceaccount:countersign:countersign-server";
-
-async fn client() -> Client {
-    Client::try_default().await.expect("KUBECONFIG names a cluster; `make test` sees to that")
-}
-
-/// A web shop of its own behind Traefik, in a namespace of its own, as `examples/` has it.
-struct Shop {
-    client: Client,
-    namespace: String,
-    host: String,
-    files: TempDir,
-}
-
-impl Shop {
-    async fn open(prefix: &str) -> Self {
-        let client = client().await;
-        let namespace = namespace(&client, prefix).await;
-        let host = format!("{namespace}.example.com");
-        let files = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");
-        write_server_certificate_for(files.path(), &host);
-        let shop = Self { client, namespace, host, files };
-        let pem = shop.path("server.pem").display().to_string();
-        let ns = shop.namespace.as_str();
-        kubectl(
-            &[
-                "-n",
-                ns,
-                "create",
-                "secret",
-                "tls",
-                "shop-server-tls",
-                "--cert",
-                &pem,
-                "--key",
-                &pem,
-            ],
-            "",
-        );
-        let told = "You are: $http_x_forwarded_tls_client_cert_info\\n";
-        let more = format!("{told}Client-Cert: $http_client_cert\\n");
-        let backend = shop.example("03-backend.yaml").replace(told, &more);
-        assert!(backend.contains(&more));
-        kubectl(&["apply", "-f", "-"], &backend);
-        kubectl(&["-n", ns, "rollout", "status", "deployment/shop", "--timeout", "120s"], "");
-        shop.until("the open shop answers", None, 200).await;
-        shop
-    }
-
-    /// An example, with this shop's namespace and host instead of the quick start's.
-    fn example(&self, file: &str) -> String {
-        let text = fs::read_to_string(root().join("examples").join(file)).expect("an example");
-        text.replace("countersign-quickstart", &self.namespace)
-            .replace("shop.example.com", &self.host)
-    }
-
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.files.path().join(name)
-    }
-
-    /// An authority named after the namespace, so that tests do not meet.
-    async fn authority(&self, suffix: &str) -> String {
-        let name = format!("{}-{suffix}", self.namespace);
-        let api: Api<ClientAuthority> = Api::all(self.client.clone());
-        create(
-            &api,
-            &format!(
-                "{{metadata: {{name: {name}}}, spec: {{selfSigned: {{commonName: {suffix}}}}}}}"
-            ),
-        )
-        .await;
-        wait_for(&api, &name, READY, "True", "Ready").await;
-        name
-    }
-
-    async fn identity(&self, name: &str, authority: &str) {
-        let yaml = format!(
-            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: {authority}}}, commonName: {name}, \
-             uris: [\"spiffe://example.com/{name}\"], secretName: {name}-tls}}}}"
-        );
-        create(&self.api::<ClientIdentity>(), &yaml).await;
-        wait_for(&self.api::<ClientIdentity>(), name, READY, "True", "Issued").await;
-        self.fetch(name).await;
-    }
-
-    /// Puts what is in an identity's Secret now where curl finds it.
-    async fn fetch(&self, name: &str) {
-        let secret = self.api::<Secret>().get(&format!("{name}-tls")).await.expect("a Secret");
-        fs::create_dir_all(self.path(name)).expect("a folder");
-        write_files(&secret, &["tls.crt", "tls.key"], &self.path(name));
-    }
-
-    fn ask(&self, identity: Option<&str>, header: Option<&str>) -> Answer {
-        let folder = identity.map(|name| self.path(name));
-        let ca = self.path("server.pem");
-        curl_with(&self.host, &ca, folder.as_deref(), header)
-    }
-
-    async fn until(&self, what: &str, identity: Option<&str>, status: u16) {
-        eventually(&format!("{what} ({status})"), || async {
-            (self.ask(identity, None).status == status).then_some(())
-        })
-        .await;
-    }
-
-    async fn revoke(&self, identity: &str) {
-        let yaml = format!(
-            "{{metadata: {{name: {identity}}}, spec: {{identityRef: {{name: {identity}}}}}}}"
-        );
-        create(&self.api::<CertificateRevocation>(), &yaml).await;
-    }
-
-    /// What the backend was told of the client.
-    fn told(answer: &Answer) -> String {
-        let line = answer.body.lines().find_map(|line| line.strip_prefix("You are: "));
-        line.unwrap_or_else(|| panic!("not the shop's answer: {answer:?}")).to_owned()
-    }
-
-    /// What the backend was told in `Client-Cert`; nothing if it was not asked.
-    fn client_cert(answer: &Answer) -> Option<&str> {
-        answer.body.lines().find_map(|line| line.strip_prefix("Client-Cert: "))
-    }
-
-    async fn close(self) {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        namespaces.delete(&self.namespace, &Default::default()).await.expect("deleted");
-    }
-}
-
-fn trust_yaml(authority: &str, target: &str, mode: &str) -> String {
-    format!(
-        "{{metadata: {{name: clients}}, spec: {{authorities: [{{name: {authority}}}], targetRefs: [{target}], mode: {mode}}}}}"
-    )
-}
 
 const INGRESS: &str = "{group: networking.k8s.io, kind: Ingress, name: shop}";
 const INGRESS_ROUTE: &str = "{group: traefik.io, kind: IngressRoute, name: shop}";

@@ -9,8 +9,9 @@ kubeconfig=$target/kubeconfig
 cluster=countersign
 node=$cluster-control-plane
 
-# The ports of the cluster, all of them on 127.0.0.1: HTTPS and HTTP by node port, and the API server.
-https_port=30443 http_port=30080 api_port=36443
+# The ports of the cluster, all of them on 127.0.0.1: node ports (Traefik's HTTPS and HTTP, then HTTPS of HAProxy Ingress, Contour and
+# Envoy Gateway), and the API server.
+node_ports=(30443 30080 30444 30445 30446) api_port=36443
 
 # Ranges of the cluster. Nothing meant for them may leave the machine: see dead_bridge.
 service_range=10.96.0.0/16 pod_range=10.244.0.0/16

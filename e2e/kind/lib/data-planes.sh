@@ -66,13 +66,26 @@ build_envoy_gateway() {
   prune "$cache/envoy-gateway" "$envoy_gateway_version"
 }
 
+# Prints the folder of a data plane's source, whose manifests are those of its release.
+source_of() { # NAME
+  case $1 in
+    contour) module_source "$contour_module" "$contour_version" "$contour_sum" ;;
+    envoy-gateway) module_source "$envoy_gateway_module" "$envoy_gateway_version" "$envoy_gateway_sum" ;;
+    *) die "no source of '$1' is asked for" ;;
+  esac
+}
+
+module_source() { # MODULE VERSION SUM
+  local found
+  found=$(cd / && go mod download -json "$1@$2")
+  grep -qF "\"Sum\": \"$3\"" <<<"$found" || die "$1@$2 is not what it was: $found"
+  sed -n 's/^\s*"Dir": "\(.*\)",$/\1/p' <<<"$found"
+}
+
 # Builds a package of a module, and stays in the folder of its source.
 build_module() { # MODULE VERSION SUM PACKAGE PROGRAM
   local source part=${5%/*} name=${5##*/}
-  source=$(cd / && go mod download -json "$1@$2")
-  grep -qF "\"Sum\": \"$3\"" <<<"$source" || die "$1@$2 is not what it was: $source"
-  source=$(sed -n 's/^\s*"Dir": "\(.*\)",$/\1/p' <<<"$source")
-
+  source=$(module_source "$1" "$2" "$3")
   rm -rf --one-file-system "$part"
   mkdir -p "$part" "$logs"
   say "building $name $2 (minutes; log: $logs/$name.log)"

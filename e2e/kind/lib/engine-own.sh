@@ -71,7 +71,7 @@ own_start() {
     echo "$BASHPID" >"$own_state/engine.pid"
     # A session of its own: an interrupt at the terminal is for the command, not for the engine.
     exec setsid unshare --mount --pid --fork --kill-child --mount-proc \
-      "$here/own/engine" "$own_state" "$data" "$https_port" "$http_port" "$api_port"
+      "$here/own/engine" "$own_state" "$data" "${node_ports[@]}" "$api_port"
   ) </dev/null >"$logs/engine.log" 2>&1 {held_lock}>&- &
   own_connect
   local deadline=$((SECONDS + 60))

@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use super::control_plane::ControlPlane;
-use super::servers::{Answer, write_server_certificate_for};
+use super::servers::{Answer, server_secret, write_server_certificate_for};
 use super::{create, eventually, run};
 
 /// The host of the shop; its certificate is good for every host beside it.
@@ -175,12 +175,7 @@ pub fn kubectl(plane: &ControlPlane, arguments: &[&str], input: &str) {
 /// was asked, and serves until the test's process ends.
 pub async fn open_shop(plane: &ControlPlane, client: &Client, namespace: &str) {
     write_server_certificate_for(plane.folder(), "*.example.com");
-    let pem = fs::read_to_string(plane.folder().join("server.pem")).expect("written");
-    let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY-----").expect("a key"));
-    let secret = json!({
-        "metadata": {"name": "shop-server-tls"}, "type": "kubernetes.io/tls",
-        "stringData": {"tls.crt": certificate, "tls.key": key},
-    });
+    let secret = server_secret(plane.folder());
     create::<Secret>(&Api::namespaced(client.clone(), namespace), &secret.to_string()).await;
     let shop = serve();
     let service = "{metadata: {name: shop}, spec: {ports: [{name: http, port: 80}]}}";

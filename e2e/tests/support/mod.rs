@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod scenarios;
 pub mod server;
 pub mod servers;
+pub mod shop;
 pub mod traefik;
 pub mod traffic;
 

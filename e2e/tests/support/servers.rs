@@ -367,6 +367,16 @@ pub fn write_server_certificate_for(folder: &Path, host: &str) {
     fs::write(folder.join("server.pem"), text).expect("written");
 }
 
+/// The Secret `shop-server-tls` with the certificate and the key of `server.pem`.
+pub fn server_secret(folder: &Path) -> Value {
+    let pem = fs::read_to_string(folder.join("server.pem")).expect("written");
+    let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY-----").expect("a key"));
+    json!({
+        "metadata": {"name": "shop-server-tls"}, "type": "kubernetes.io/tls",
+        "stringData": {"tls.crt": certificate, "tls.key": key},
+    })
+}
+
 /// Writes keys of a Secret as files.
 pub fn write_files(secret: &Secret, keys: &[&str], folder: &Path) {
     for key in keys {
@@ -388,10 +398,14 @@ pub fn curl(port: u16, identity: Option<&Path>) -> Answer {
     ask(&["--insecure", &format!("https://127.0.0.1:{port}/")], identity)
 }
 
-/// Asks a host behind the cluster's ingress, whose certificate is verified by `ca`.
+/// Where the cluster's Traefik listens for HTTPS.
+pub fn traefik_address() -> String {
+    std::env::var("INGRESS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:30443".to_owned())
+}
+
+/// Asks a host behind the cluster's Traefik, whose certificate is verified by `ca`.
 pub fn curl_with(host: &str, ca: &Path, identity: Option<&Path>, header: Option<&str>) -> Answer {
-    let address = std::env::var("INGRESS_ADDRESS").unwrap_or_else(|_| "127.0.0.1:30443".to_owned());
-    curl_at(&address, host, ca, identity, header.as_slice())
+    curl_at(&traefik_address(), host, ca, identity, header.as_slice())
 }
 
 /// Asks a host at an address, `IP:PORT`.
