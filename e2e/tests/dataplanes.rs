@@ -1251,8 +1251,6 @@ async fn the_order_of_install_and_removal_does_not_matter() {
     let trusts: Api<ClientTrust> = Api::namespaced(client.clone(), &namespace);
     let ingresses: Api<Ingress> = Api::namespaced(client.clone(), &namespace);
     let authorities: Api<ClientAuthority> = Api::all(client.clone());
-    let kind = resource::<Traefik<IngressRoutes>>();
-    let routes: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &kind);
     let definitions = std::env::var("TRAEFIK_CRDS").expect("TRAEFIK_CRDS names a file");
     let names = ["ingress", "route"];
     let make_trusts = async || {
