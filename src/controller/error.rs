@@ -114,18 +114,22 @@ impl Error {
 
     /// Did the API server refuse what we wrote, so that repeating it alone will not help?
     pub const fn is_refusal(&self) -> bool {
-        let Self::Write(WriteError::Api { source: kube::Error::Api(status), .. }) = self else {
-            return false;
-        };
-        matches!(status.code, 400 | 403 | 413 | 422)
+        matches!(self.write_status(), Some(400 | 403 | 413 | 422))
     }
 
     /// Does the API server not know the kind that we wrote, or its namespace?
     pub const fn is_unknown(&self) -> bool {
-        let Self::Write(WriteError::Api { source: kube::Error::Api(status), .. }) = self else {
-            return false;
-        };
-        status.code == 404
+        matches!(self.write_status(), Some(404))
+    }
+
+    /// The HTTP status by which the API server declined what we wrote, if it did.
+    const fn write_status(&self) -> Option<u16> {
+        match self {
+            Self::Write(WriteError::Api { source: kube::Error::Api(status), .. }) => {
+                Some(status.code)
+            }
+            _ => None,
+        }
     }
 }
 

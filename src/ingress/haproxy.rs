@@ -160,8 +160,10 @@ fn opening(object: &Value) -> Option<(String, &str)> {
 
 /// What may keep the gate from being asked.
 fn beside<'a>(request: &Request<'_>, object: &'a Value) -> Option<(String, &'a str)> {
-    let keys = BESIDE.iter().filter(|_| request.needs_gate());
-    keys.filter_map(|key| setting(object, key)).next()
+    if !request.needs_gate() {
+        return None;
+    }
+    BESIDE.iter().find_map(|key| setting(object, key))
 }
 
 fn exposure(request: &Request<'_>, target: &Value, _: &[&Value]) -> Option<Exposure> {

@@ -16,7 +16,7 @@ use crate::api::annotation;
 use crate::api::authority::CaState;
 use crate::pki::crl::signed::{Revoked, read_signed};
 use crate::pki::crl::{CrlNumber, to_pem};
-use crate::pki::inspect::{certificates, inspect};
+use crate::pki::inspect::{LeafFacts, certificates, inspect};
 use crate::pki::{Serial, certificate_pem};
 use crate::plan::authority::key_of;
 use crate::plan::ledger::CaKey;
@@ -72,6 +72,11 @@ pub enum Source {
 }
 
 impl Published {
+    /// Does a certificate name this CA as its issuer?
+    pub fn is_issuer_of(&self, leaf: &LeafFacts) -> bool {
+        self.issuer_der == leaf.issuer_der && self.key_id == leaf.authority_key_id
+    }
+
     /// Reads what a ConfigMap publishes. Nothing is taken whose signature is not the CA's. `fetched` are
     /// parts by name; those of the CRL `known` of before need not be fetched again.
     pub fn read(

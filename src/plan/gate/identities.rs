@@ -41,12 +41,13 @@ pub fn is_selected(
 
 /// Can this change of an identity be one of who is selected, or of its certificates?
 pub fn changes(previous: Option<&ClientIdentity>, now: Option<&ClientIdentity>) -> bool {
-    let seen = |identity: &ClientIdentity| {
-        let status = identity.status.as_ref();
-        let serial = status.and_then(|status| status.serial_number.clone());
-        (identity.labels().clone(), serial, identity.metadata.deletion_timestamp.is_some())
-    };
     previous.map(seen) != now.map(seen)
+}
+
+/// Labels, serial number, and whether it is being deleted.
+fn seen(identity: &ClientIdentity) -> (&BTreeMap<String, String>, Option<&str>, bool) {
+    let serial = identity.status.as_ref().and_then(|status| status.serial_number.as_deref());
+    (identity.labels(), serial, identity.metadata.deletion_timestamp.is_some())
 }
 
 #[cfg(test)]

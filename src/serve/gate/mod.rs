@@ -325,8 +325,7 @@ fn is_selected(view: &View, own: &TrustPolicy, leaf: &CertificateDer<'_>) -> boo
     let mut certificates = own.certificates.iter();
     certificates.any(|(authority, serials)| {
         let mut cas = view.of_authority(authority);
-        serials.contains(&serial)
-            && cas.any(|p| p.issuer_der == leaf.issuer_der && p.key_id == leaf.authority_key_id)
+        serials.contains(&serial) && cas.any(|published| published.is_issuer_of(&leaf))
     })
 }
 
@@ -345,7 +344,7 @@ pub fn decide(
     let leaf = inspect(der).map_err(|_| Refusal::BadCertificate)?;
     let accepted = || policy.authorities.iter().flat_map(|name| view.of_authority(name));
     let published = accepted()
-        .find(|p| p.issuer_der == leaf.issuer_der && p.key_id == leaf.authority_key_id)
+        .find(|published| published.is_issuer_of(&leaf))
         .filter(|published| !published.removed)
         .ok_or(Refusal::UnknownAuthority)?;
     // A CA below a root stands on the root's CRL when its key was stolen.
