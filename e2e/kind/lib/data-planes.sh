@@ -14,6 +14,15 @@ envoy_gateway_module=github.com/envoyproxy/gateway
 envoy_gateway_version=v1.9.1
 envoy_gateway_sum=h1:vAVp6/AlBXJ1aOhp1mxL7fNEzVEfjADUguUhm2wzxQY=
 
+# Of these there are kinds alone. Traefik's module has them as documentation; its newest release is a little older than that of the program.
+traefik_module=github.com/traefik/traefik/v3
+traefik_module_version=v3.7.13
+traefik_module_sum=h1:T8wy9KuaFzCkmXCqAzDy7t73pBDR1DHrJe3pqXpNXTw=
+
+istio_module=istio.io/api
+istio_version=v1.32.0
+istio_sum=h1:37mJvg9I0biYZAEQF+MATs4FNeCpXEIVO3LFpVb6iNM=
+
 # Builds it unless the cache has this version. The folder has the program and beside it rootfs/, with the templates that it looks for
 # in its working directory. It appears in one piece, by rename.
 ensure_haproxy_ingress() {
@@ -71,6 +80,8 @@ source_of() { # NAME
   case $1 in
     contour) module_source "$contour_module" "$contour_version" "$contour_sum" ;;
     envoy-gateway) module_source "$envoy_gateway_module" "$envoy_gateway_version" "$envoy_gateway_sum" ;;
+    istio) module_source "$istio_module" "$istio_version" "$istio_sum" ;;
+    traefik) module_source "$traefik_module" "$traefik_module_version" "$traefik_module_sum" ;;
     *) die "no source of '$1' is asked for" ;;
   esac
 }
