@@ -36,7 +36,7 @@ use support::ingress_nginx::IngressNginx;
 use support::operator::{NAMESPACE, Operator, control_plane};
 use support::pki::hours;
 use support::server::{Answer as Served, Server, clock, curl};
-use support::servers::{Answer, curl_at, curl_plain, write_files};
+use support::servers::{Answer, curl_at, curl_plain, https_at, write_files};
 use support::traefik::{self, IngressRoutes, Ingresses, Traefik, ingress};
 use support::{condition, create, delete, eventually, namespace, patch, root, wait_for};
 
@@ -192,12 +192,9 @@ impl<P: DataPlane> Scene<P> {
 
     /// Asks the shop for a path, with further arguments of curl.
     fn ask_for(&self, path: &str, identity: Option<&str>, arguments: &[&str]) -> Served {
-        let (ip, port) = self.data_plane.https().rsplit_once(':').expect("an address is IP:PORT");
-        let [resolve, url] =
-            [format!("{HOST}:{port}:{ip}"), format!("https://{HOST}:{port}{path}")];
+        let asking = https_at(self.data_plane.https(), HOST, path, &self.path("server.pem"));
+        let mut all: Vec<&str> = asking.iter().map(String::as_str).collect();
         let file = |folder: &str, name: &str| self.path(folder).join(name).display().to_string();
-        let ca = self.path("server.pem").display().to_string();
-        let mut all = vec!["--resolve", &resolve, "--cacert", &ca, &url];
         let files = identity.map(|name| [file(name, "tls.crt"), file(name, "tls.key")]);
         if let Some([certificate, key]) = &files {
             all.extend(["--cert", certificate, "--key", key]);

@@ -416,14 +416,24 @@ pub fn curl_at(
     identity: Option<&Path>,
     headers: &[&str],
 ) -> Answer {
-    let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
-    let (resolve, url) = (format!("{host}:{port}:{ip}"), format!("https://{host}:{port}/"));
-    let ca = ca.display().to_string();
-    let mut arguments = vec!["--resolve", &resolve, "--cacert", &ca, &url];
+    let asking = https_at(address, host, "/", ca);
+    let mut arguments: Vec<&str> = asking.iter().map(String::as_str).collect();
     for header in headers {
         arguments.extend(["--header", header]);
     }
     ask(&arguments, identity)
+}
+
+/// Arguments of curl that ask a host at an address, `IP:PORT`, for a path; its certificate is verified by `ca`.
+pub fn https_at(address: &str, host: &str, path: &str, ca: &Path) -> [String; 5] {
+    let (ip, port) = address.rsplit_once(':').expect("an address is IP:PORT");
+    [
+        "--resolve".to_owned(),
+        format!("{host}:{port}:{ip}"),
+        "--cacert".to_owned(),
+        ca.display().to_string(),
+        format!("https://{host}:{port}{path}"),
+    ]
 }
 
 /// Asks a host at an address, `IP:PORT`, over plain HTTP.
