@@ -114,6 +114,17 @@ fn describe(object: &Value) -> (&str, String) {
     (name, format!("{} {name}", object["kind"].as_str().unwrap_or_default()))
 }
 
+/// The object of this kind and name, if there is one. Nor is there one of a kind that is not installed, of which the API
+/// server says less.
+pub async fn find(client: &Client, object: &Value) -> kube::Result<Option<DynamicObject>> {
+    let (name, _) = describe(object);
+    match dynamic_api(client, object).get(name).await {
+        Ok(found) => Ok(Some(found)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Brings an object of ours to the wanted state by server-side apply, unless its wanted fields stand
 /// already. One of the same name that `owned` does not recognise is left alone.
 pub async fn ensure(

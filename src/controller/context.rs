@@ -393,6 +393,8 @@ pub struct Context {
     pub canaries: Canaries,
     /// The policies of the gate.
     pub policies: tokio::sync::Mutex<Known>,
+    /// Held while an object beside the gate is written.
+    pub beside_gate: tokio::sync::Mutex<()>,
     /// The watches on Secrets with passwords.
     pub password_watches: PasswordWatches,
     /// Since when each revocation that is not in force yet could have been.

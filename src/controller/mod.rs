@@ -2,7 +2,8 @@
 
 mod adoption;
 pub mod authority;
-pub mod bundle;
+pub mod beside_gate;
+mod bundle;
 pub mod canary;
 mod compaction;
 pub mod context;

@@ -150,6 +150,7 @@ pub async fn run(
         canaries: canary::Canaries::default(),
         revoking: Mutex::new(HashMap::new()),
         policies: Default::default(),
+        beside_gate: Default::default(),
         password_watches: Default::default(),
     });
     canary::wake(&context);

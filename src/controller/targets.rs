@@ -59,15 +59,10 @@ async fn read_target(
         "kind": reference.kind,
         "metadata": {"name": reference.name, "namespace": namespace},
     });
-    let found = match apply::dynamic_api(&context.client, &stub).get(&reference.name).await {
-        Ok(object) => Some(object),
-        // Nor does what is of a kind that is not installed exist, of which the API server says less.
-        Err(kube::Error::Api(status)) if status.code == 404 => None,
-        Err(source) => {
-            let object = format!("{} {namespace}/{}", reference.kind, reference.name);
-            return Err(Error::Read { object, source });
-        }
-    };
+    let found = apply::find(&context.client, &stub).await.map_err(|source| {
+        let object = format!("{} {namespace}/{}", reference.kind, reference.name);
+        Error::Read { object, source }
+    })?;
     Ok(found.and_then(|object| {
         let mut value = serde_json::to_value(&object).ok()?;
         value["metadata"].as_object_mut()?.remove("managedFields");

@@ -11,6 +11,7 @@ use kube::{Api, ResourceExt};
 use serde_json::Value;
 use tracing::{debug, info};
 
+use super::beside_gate;
 use super::bundle;
 use super::context::{Context, Signing, Stores};
 use super::error::{Error, chain};
@@ -22,9 +23,10 @@ use crate::api::trust::{Reason, TargetReference};
 use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
-use crate::ingress::{self, DataPlane, Edit, Revocation};
+use crate::ingress::envoy_gateway::only_asks_gate;
+use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, Revocation};
 use crate::plan::crl::BACKDATE;
-use crate::plan::gate::needs_policy;
+use crate::plan::gate::{needs_gate, needs_policy};
 use crate::plan::trust::{Served, World, gate_lags, plan, status};
 use crate::plan::trust_secret::{
     Anchor, close, close_without_crl, crl_keys, is_owned, own_secret, secret, secret_key, set_crls,
@@ -49,8 +51,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let trust = context.stores.trusts.get(&key);
     let Some(trust) = trust.filter(|trust| trust.metadata.deletion_timestamp.is_none()) else {
         context.forget(NAME, &key);
-        detach(&context, &key, &context.stores.all_routes()).await?;
+        detach(&context, &key, None, &context.stores.all_routes()).await?;
         policies::remove(&context, &key).await?;
+        beside_gate::settle(&context, DATA_PLANES, &key.namespace).await?;
         return Ok(Outcome::Settled);
     };
     if !context.is_current(NAME, &*trust) {
@@ -96,7 +99,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         prepared = prepared.and(put_secret(&context, &trust, one, &planes).await);
     }
     let (bundle, bundled) = bundle::of_trust(&context, &trust, &wanted, prepared.as_ref()).await;
-    let detached = detach(&context, &key, &routes).await;
+    let detached = detach(&context, &key, Some(&trust), &routes).await;
     let routes = served_routes(&context, routes);
     // Before a route relies on it.
     let policy_trouble = policies::put(&context, &trust).await?;
@@ -118,19 +121,20 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
 
     // What the targets will refer to comes before them: never a route that names nothing.
     let prepared = match prepared {
-        Ok(_) => put_objects(&context, &trust, &plan.objects).await,
-        Err(error) => Err(error),
+        Ok(_) => put_objects(&context, &trust, &planes, &plan.objects).await,
+        Err(error) => Err(Error::from(error)),
     };
     let mut refused = Ok(());
     let prepared = match prepared {
         Ok(()) => Ok(()),
-        Err(WriteError::NotOwned(object)) => Err(Wanted::no(
+        Err(Error::Write(WriteError::NotOwned(object))) => Err(Wanted::no(
             PROGRAMMED,
             Reason::NotOwned.as_str(),
-            format!("{object} exists and is not ours; delete it or rename the ClientTrust"),
+            format!(
+                "{object} exists and is not ours; delete it, or rename the ClientTrust if it has its name"
+            ),
         )),
         Err(error) => {
-            let error = Error::from(error);
             let mut message = chain(&error);
             if error.is_unknown() {
                 // Its definition may come at any time, and nothing tells: it is looked again soon, as after a conflict.
@@ -157,6 +161,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     if !needs_policy(&trust) && prepared.is_ok() {
         // No route relies on it any more.
         policies::remove(&context, &key).await?;
+    }
+    if !needs_gate(&trust) && prepared.is_ok() {
+        beside_gate::settle(&context, &planes, &key.namespace).await?;
     }
     // The gate is asked only while it may lag behind, and by what it says then status is told.
     let numbers = numbers.concat();
@@ -216,13 +223,17 @@ async fn carry_out(context: &Context, edit: Edit) -> Result<Result<(), Wanted>, 
 
 /// Takes the trust off objects that carry its mark and are not its targets. What is open after that
 /// is open to everybody, so not the watch but the API server is asked whether the trust is gone.
-async fn detach(context: &Context, key: &Key, routes: &[Value]) -> Result<(), Error> {
+///
+/// By the trust as it is reconciled: what a later one no longer names would be put back by the rest of that reconcile.
+async fn detach(
+    context: &Context,
+    key: &Key,
+    trust: Option<&ClientTrust>,
+    routes: &[Value],
+) -> Result<(), Error> {
     let marked: Vec<&Value> = of_namespace(routes, &key.namespace)
         .filter(|object| object["metadata"]["annotations"][annotation::TRUST] == key.name.as_str())
-        .filter(|object| {
-            let trust = context.stores.trusts.get(key);
-            !trust.is_some_and(|trust| names(&trust, object))
-        })
+        .filter(|object| !trust.is_some_and(|trust| names(trust, object)))
         .collect();
     if marked.is_empty() {
         return Ok(());
@@ -251,6 +262,9 @@ async fn detach(context: &Context, key: &Key, routes: &[Value]) -> Result<(), Er
 
 /// Is this object among the trust's targets, or made for them?
 fn names(trust: &ClientTrust, object: &Value) -> bool {
+    if only_asks_gate(object) && !needs_gate(trust) {
+        return false;
+    }
     trust.spec.target_refs.iter().any(|target| ingress::serves(object, target))
 }
 
@@ -355,8 +369,12 @@ fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, 
 async fn put_objects(
     context: &Context,
     trust: &ClientTrust,
+    planes: &[&DataPlane],
     objects: &[Value],
-) -> Result<(), WriteError> {
+) -> Result<(), Error> {
+    if needs_gate(trust) {
+        beside_gate::settle(context, planes, &trust.namespace().unwrap_or_default()).await?;
+    }
     for object in objects {
         let owned = |present: &kube::api::DynamicObject| is_owned(trust, &present.metadata);
         if apply::ensure(&context.client, object, owned).await? {

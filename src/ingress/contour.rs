@@ -10,9 +10,19 @@
 //!   `enableFallbackCertificate` Contour refuses to ask. None of these is programmed, and all are told.
 //! - the plain port redirects, but for routes with `permitInsecure`, of the root and of all that it includes.
 //! - `skipClientCertValidation` is set to false, so that a true one is a conflict.
+//!
+//! Where something needs it, the gate is asked about each request (`authorization`), with the certificate of the
+//! handshake (`internal/envoy/v3/listener.go`, FilterExternalAuthz); without its answer Envoy refuses with 403.
+//! - It is found by an ExtensionService in the namespace of its Service. Without that, or with another one, the HTTPProxy
+//!   is invalid and nobody is served.
+//! - Any route, of the root or of what it includes, can switch the question off (`authPolicy.disabled`), or say something
+//!   else in it (`authPolicy.context`, of which the route's counts). Both are told.
+//! - A route that redirects has no context, and the gate refuses.
+//! - Envoy lets `Client_Cert` pass, which many backends take for `Client-Cert`: the gate has it removed.
 
 use serde_json::{Value, json};
 
+use super::gate::{self, GateService};
 use super::{
     DataPlane, Edit, Exposure, FieldConflict, Kind, Request, Revocation, annotations, name_of,
 };
@@ -32,9 +42,10 @@ pub const CONTOUR: DataPlane = DataPlane {
         detach: |_, target| annotations::detach(target),
     }],
     revocation: Revocation::ByCrl("crl.pem"),
-    asks_gate: false,
+    asks_gate: true,
     secret: None,
     objects: |_, _| Vec::new(),
+    beside_gate: Some(extension_service),
     attach,
     hosts,
     exposure,
@@ -42,7 +53,20 @@ pub const CONTOUR: DataPlane = DataPlane {
     conflict: |_, _, _, _| None,
 };
 
-fn wanted(request: &Request<'_>) -> Value {
+/// The longest time that a question takes: `spec.secondFactor.url.timeout` is bounded by 10 seconds.
+const TIMEOUT: &str = "15s";
+
+/// One for all. It names Services of its own namespace only.
+fn extension_service(gate: &GateService<'_>, _: &str) -> Value {
+    json!({
+        "apiVersion": "projectcontour.io/v1alpha1",
+        "kind": "ExtensionService",
+        "metadata": {"name": gate::NAME, "namespace": gate.namespace},
+        "spec": {"protocol": "h2c", "services": [{"name": gate.name, "port": gate.port}]},
+    })
+}
+
+fn validation(request: &Request<'_>) -> Value {
     let secret = request.object_name();
     json!({
         "caSecret": secret,
@@ -54,25 +78,52 @@ fn wanted(request: &Request<'_>) -> Value {
     })
 }
 
+/// How the gate is asked. Contour takes a namespace that is not given for that of the HTTPProxy, where there is none.
+fn authorization(request: &Request<'_>) -> Value {
+    let gate = GateService::of_url(request.gate_url);
+    json!({
+        "extensionRef": {
+            "apiVersion": "projectcontour.io/v1alpha1",
+            "name": gate::NAME,
+            "namespace": gate.map_or(request.namespace, |gate| gate.namespace),
+        },
+        "authPolicy": {"disabled": false, "context": gate::context(request)},
+        "failOpen": false,
+        "responseTimeout": TIMEOUT,
+    })
+}
+
 fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> {
     if unfit(target).is_some() || is_attached(request, target) {
         return Ok(Edit::Nothing);
     }
     let mark = json!({"annotations": {annotation::TRUST: request.trust}});
     let mut applied = annotations::applied(target, mark);
-    applied["spec"] = json!({"virtualhost": {"tls": {"clientValidation": wanted(request)}}});
+    applied["spec"] = json!({"virtualhost": {"tls": {"clientValidation": validation(request)}}});
+    if request.needs_gate() {
+        applied["spec"]["virtualhost"]["authorization"] = authorization(request);
+    }
     Ok(Edit::Apply(applied))
 }
 
 fn is_attached(request: &Request<'_>, target: &Value) -> bool {
-    let present = &target["spec"]["virtualhost"]["tls"]["clientValidation"];
-    // What the user forwards beside it is theirs.
-    let same = |(key, value): (&String, &Value)| match value {
-        Value::Object(inner) => inner.iter().all(|(field, value)| &present[key][field] == value),
-        _ => &present[key] == value,
-    };
+    let virtualhost = &target["spec"]["virtualhost"];
+    let present = &virtualhost["authorization"];
     annotations::value(target, annotation::TRUST) == Some(request.trust)
-        && wanted(request).as_object().expect("an object literal").iter().all(same)
+        && says(&virtualhost["tls"]["clientValidation"], &validation(request))
+        // It may be left from when it was needed; applying none removes ours, and nobody else's.
+        && match request.needs_gate() {
+            true => says(present, &authorization(request)),
+            false => present["extensionRef"]["name"] != gate::NAME,
+        }
+}
+
+/// Does `present` say all that is wanted? What the user says beside it is theirs.
+fn says(present: &Value, wanted: &Value) -> bool {
+    match wanted {
+        Value::Object(fields) => fields.iter().all(|(key, value)| says(&present[key], value)),
+        _ => present == wanted,
+    }
 }
 
 fn hosts(object: &Value) -> Vec<String> {
@@ -104,22 +155,54 @@ fn unfit(target: &Value) -> Option<Exposure> {
 }
 
 fn exposure(request: &Request<'_>, target: &Value, routes: &[&Value]) -> Option<Exposure> {
-    unfit(target).or_else(|| plain_http(target, routes)).or_else(|| not_taken(request, target))
+    unfit(target)
+        .or_else(|| {
+            let homeless = request.needs_gate() && GateService::of_url(request.gate_url).is_none();
+            homeless.then(|| gate::homeless(request, "Contour"))
+        })
+        .or_else(|| foreign_question(request, target))
+        .or_else(|| past(request, target, routes))
+        .or_else(|| not_taken(request, target))
 }
 
-/// Routes that are served without TLS, of the target and of what it includes, at whatever depth.
-fn plain_http(target: &Value, routes: &[&Value]) -> Option<Exposure> {
-    let exposed = |message| Some(Exposure { reason: Reason::PlainHTTP, message });
+/// What another hand has the gate asked beside what we say: it knows no such question, and refuses.
+fn foreign_question(request: &Request<'_>, target: &Value) -> Option<Exposure> {
+    let ours = gate::context(request);
+    let present = &target["spec"]["virtualhost"]["authorization"]["authPolicy"]["context"];
+    let mut keys = present.as_object().filter(|_| request.needs_gate())?.keys();
+    let key = keys.find(|key| ours.get(key).is_none())?;
+    let message = format!(
+        "has spec.virtualhost.authorization.authPolicy.context.{key} set, which the gate does not know, so that it lets nobody in; remove it"
+    );
+    Some(Exposure { reason: Reason::Conflict, message })
+}
+
+/// Routes that are served without TLS, or without asking the gate where it has to be asked, of the target and of what it
+/// includes, at whatever depth.
+fn past(request: &Request<'_>, target: &Value, routes: &[&Value]) -> Option<Exposure> {
+    let exposed = |reason, message| Some(Exposure { reason, message });
     let mut tree = vec![target];
     let mut next = 0;
     while let Some(proxy) = tree.get(next).copied() {
         next += 1;
-        let mut own = proxy["spec"]["routes"].as_array().into_iter().flatten();
-        if own.any(|route| route["permitInsecure"] == true) {
-            return exposed(format!(
-                "is served over plain HTTP, too, where nobody is asked for a certificate: {} has permitInsecure set in a route; remove it there",
-                name_of(proxy)
-            ));
+        for route in proxy["spec"]["routes"].as_array().into_iter().flatten() {
+            if route["permitInsecure"] == true {
+                let message = format!(
+                    "is served over plain HTTP, too, where nobody is asked for a certificate: {} has permitInsecure set in a route; remove it there",
+                    name_of(proxy)
+                );
+                return exposed(Reason::PlainHTTP, message);
+            }
+            let policy = &route["authPolicy"];
+            let context = policy["context"].as_object().is_some_and(|context| !context.is_empty());
+            if request.needs_gate() && (policy["disabled"] == true || context) {
+                let field = if context { "context" } else { "disabled" };
+                let message = format!(
+                    "has a route about which the gate is not asked by what this ClientTrust says: {} has authPolicy.{field} set in it; remove it there",
+                    name_of(proxy)
+                );
+                return exposed(Reason::Conflict, message);
+            }
         }
         for include in proxy["spec"]["includes"].as_array().into_iter().flatten() {
             let namespace = match include["namespace"].as_str() {
@@ -131,11 +214,12 @@ fn plain_http(target: &Value, routes: &[&Value]) -> Option<Exposure> {
                 metadata["name"] == include["name"] && metadata["namespace"].as_str() == namespace
             };
             let Some(included) = routes.iter().find(is_it) else {
-                return exposed(format!(
+                let message = format!(
                     "includes HTTPProxy {}/{}, which does not exist or is in no namespace that Countersign looks after: whether it permits plain HTTP is not known",
                     namespace.unwrap_or_default(),
                     include["name"].as_str().unwrap_or_default()
-                ));
+                );
+                return exposed(Reason::PlainHTTP, message);
             };
             if tree.iter().all(|known| known["metadata"] != included["metadata"]) {
                 tree.push(included);
@@ -238,6 +322,102 @@ mod tests {
         validation["crlOnlyVerifyLeafCert"] = json!(true);
         let edit = attach(&CONTOUR, &request(Mode::Required), &proxy);
         assert!(matches!(edit, Ok(Edit::Apply(_))));
+    }
+
+    /// With something that needs the gate.
+    fn gated() -> Request<'static> {
+        Request {
+            by_policy: true,
+            gate_url: "http://gate.countersign.svc:8081",
+            ..request(Mode::Required)
+        }
+    }
+
+    /// The proxy as it stands when the gate is asked.
+    fn asking() -> Value {
+        let mut proxy = taken(Mode::Required);
+        proxy["spec"]["virtualhost"]["authorization"] = authorization(&gated());
+        proxy
+    }
+
+    #[test]
+    fn the_gate_is_asked_where_something_needs_it() {
+        let edit = attach(&CONTOUR, &gated(), &taken(Mode::Required));
+        let Ok(Edit::Apply(applied)) = edit else { panic!("{edit:?}") };
+        let expected = json!({
+            "extensionRef": {"apiVersion": "projectcontour.io/v1alpha1", "name": "countersign-gate", "namespace": "countersign"},
+            "authPolicy": {
+                "disabled": false,
+                "context": {"mode": "Required", "authorities": "staff", "trust": "shop/clients"},
+            },
+            "failOpen": false,
+            "responseTimeout": "15s",
+        });
+        assert_eq!(applied["spec"]["virtualhost"]["authorization"], expected);
+        assert!(!applied["spec"]["virtualhost"]["tls"]["clientValidation"].is_null());
+        assert_eq!(attach(&CONTOUR, &gated(), &asking()), Ok(Edit::Nothing));
+        // It stays away from the other hand's, and takes its own away.
+        let edit = attach(&CONTOUR, &request(Mode::Required), &asking());
+        let Ok(Edit::Apply(applied)) = edit else { panic!("{edit:?}") };
+        assert!(applied["spec"]["virtualhost"].get("authorization").is_none());
+        let mut foreign = taken(Mode::Required);
+        foreign["spec"]["virtualhost"]["authorization"] =
+            json!({"extensionRef": {"name": "theirs"}, "failOpen": true});
+        assert_eq!(attach(&CONTOUR, &request(Mode::Required), &foreign), Ok(Edit::Nothing));
+        assert!(matches!(attach(&CONTOUR, &gated(), &foreign), Ok(Edit::Apply(_))));
+        let mut open = asking();
+        open["spec"]["virtualhost"]["authorization"]["failOpen"] = json!(true);
+        assert!(matches!(attach(&CONTOUR, &gated(), &open), Ok(Edit::Apply(_))));
+    }
+
+    #[test]
+    fn the_gate_is_found_by_its_service() {
+        let gate = GateService::of_url(gated().gate_url).unwrap();
+        let service = CONTOUR.beside_gate.unwrap()(&gate, "shop");
+        let expected = json!({
+            "apiVersion": "projectcontour.io/v1alpha1",
+            "kind": "ExtensionService",
+            "metadata": {"name": "countersign-gate", "namespace": "countersign"},
+            "spec": {"protocol": "h2c", "services": [{"name": "gate", "port": 8081}]},
+        });
+        assert_eq!(service, expected);
+        let elsewhere = Request { gate_url: "http://gate.example:8081", ..gated() };
+        let told = exposure(&elsewhere, &asking(), &[]).unwrap();
+        assert!(told.reason == Reason::NotProgrammed && told.message.contains("--gate-url"));
+        // Which nothing asks for there.
+        assert_eq!(exposed(&taken(Mode::Required), &[]), None);
+    }
+
+    #[test]
+    fn routes_about_which_the_gate_is_not_asked_are_told_at_whatever_depth() {
+        let told = |target: &Value, routes: &[&Value]| exposure(&gated(), target, routes);
+        assert_eq!(told(&asking(), &[]), None);
+        let with = |policy: Value| json!({"services": [], "authPolicy": policy});
+        for (policy, open) in [
+            (json!({"disabled": false}), false),
+            (json!({"context": {}}), false),
+            (json!({"disabled": true}), true),
+            (json!({"context": {"mode": "Optional"}}), true),
+        ] {
+            let mut root = asking();
+            root["spec"]["routes"] = json!([with(policy.clone())]);
+            let found = told(&root, &[]).map(|found| found.reason);
+            assert_eq!(found, open.then_some(Reason::Conflict), "{policy}");
+            let mut root = asking();
+            root["spec"]["includes"] = json!([{"name": "part"}]);
+            let part = json!({
+                "kind": "HTTPProxy", "metadata": {"name": "part", "namespace": "shop"},
+                "spec": {"routes": [with(policy.clone())]},
+            });
+            let found = told(&root, &[&root, &part]).map(|found| found.reason);
+            assert_eq!(found, open.then_some(Reason::Conflict), "{policy}");
+            // Nobody minds where the gate is not needed.
+            root["spec"]["virtualhost"]["authorization"] = json!(null);
+            assert_eq!(exposed(&root, &[&root, &part]), None);
+        }
+        let mut foreign = asking();
+        foreign["spec"]["virtualhost"]["authorization"]["authPolicy"]["context"]["x"] = json!("y");
+        assert!(told(&foreign, &[]).unwrap().message.contains("authPolicy.context.x"));
     }
 
     #[test]

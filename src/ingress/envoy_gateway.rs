@@ -14,9 +14,19 @@
 //!   a moment earlier. So `spec.tls.frontend` of the Gateway names the Secret, too: it gives way to the policy, but
 //!   when it is broken there is no listener. Its `perPort` would go before it, and is told.
 //! - our own policy may get fields from another hand, such as `allowExpiredCertificate`, which is told.
+//!
+//! Where something needs it, the gate is asked about each request by a SecurityPolicy with `extAuth`; without its answer
+//! Envoy refuses with 403, and when the SecurityPolicy can't be taken, with 500 (`internal/gatewayapi/securitypolicy.go`):
+//! - the handshake's certificate is not in the question. The gate takes the one in `X-Forwarded-Client-Cert`, which our
+//!   ClientTrafficPolicy has Envoy write.
+//! - the gate is in another namespace, which a ReferenceGrant there permits: one for each namespace, since one holds 16.
+//! - a SecurityPolicy for a listener or a route goes before that for the Gateway, or is merged with it: the status says
+//!   so, and it is told.
+//! - connections of a TCPRoute are asked about by nobody, so that a listener that may have one is told.
 
 use serde_json::{Value, json};
 
+use super::gate::{self, GateService};
 use super::{
     DataPlane, Edit, Exposure, FieldConflict, GATEWAY, Kind, Request, Revocation, annotations,
     gateway, gateway_api, is_anothers, is_of_kind,
@@ -33,16 +43,23 @@ const POLICY: Kind = Kind {
     detach: remove,
 };
 
+/// What has the gate asked.
+const SECURITY_POLICY: Kind = Kind { kind: "SecurityPolicy", ..POLICY };
+
+/// The longest time that a question takes: `spec.secondFactor.url.timeout` is bounded by 10 seconds.
+const TIMEOUT: &str = "15s";
+
 /// The row of Envoy Gateway.
 pub const ENVOY_GATEWAY: DataPlane = DataPlane {
     name: "Envoy Gateway",
     ingress_controller: None,
     gateway_controller: Some(CONTROLLER),
-    kinds: &[POLICY],
+    kinds: &[POLICY, SECURITY_POLICY],
     revocation: Revocation::ByCrl("ca.crl"),
-    asks_gate: false,
+    asks_gate: true,
     secret: None,
-    objects: |request, targets| policy(request, targets).into_iter().collect(),
+    objects: policies,
+    beside_gate: Some(grant),
     attach,
     // A Gateway serves whom its routes name, and asks for certificates on all of its listeners.
     hosts: |_| Vec::new(),
@@ -50,18 +67,20 @@ pub const ENVOY_GATEWAY: DataPlane = DataPlane {
     conflict: |_, _, _, _| None,
 };
 
-/// The policy for those Gateways that no other trust has; without any there is none.
-fn policy(request: &Request<'_>, targets: &[&Value]) -> Option<Value> {
+/// The policies for those Gateways that no other trust has; without any there are none.
+fn policies(request: &Request<'_>, targets: &[&Value]) -> Vec<Value> {
     let gateways = targets.iter().filter(|target| is_of_kind(target, &GATEWAY));
     let ours = gateways.filter(|gateway| !is_anothers(request, gateway));
     let name = |gateway: &&Value| json!({"group": GATEWAY.group, "kind": GATEWAY.kind, "name": gateway["metadata"]["name"]});
     let references: Vec<Value> = ours.map(name).collect();
-    (!references.is_empty()).then(|| {
-        let mut spec = wanted(request);
+    if references.is_empty() {
+        return Vec::new();
+    }
+    let policy = |kind: &Kind, mut spec: Value| {
         spec["targetRefs"] = json!(references);
         json!({
-            "apiVersion": format!("{}/{}", POLICY.group, POLICY.version),
-            "kind": POLICY.kind,
+            "apiVersion": format!("{}/{}", kind.group, kind.version),
+            "kind": kind.kind,
             "metadata": {
                 "name": request.object_name(),
                 "namespace": request.namespace,
@@ -69,7 +88,48 @@ fn policy(request: &Request<'_>, targets: &[&Value]) -> Option<Value> {
             },
             "spec": spec,
         })
+    };
+    // What asks the gate first: no request without its question.
+    let asking = request.needs_gate().then(|| policy(&SECURITY_POLICY, question(request)));
+    asking.into_iter().chain([policy(&POLICY, wanted(request))]).collect()
+}
+
+/// How the gate is asked. Where its URL names no Service, one that does not exist: nobody gets in.
+fn question(request: &Request<'_>) -> Value {
+    let mut context = gate::context(request);
+    context["certificate"] = json!("x-forwarded-client-cert");
+    let extension = |(name, value)| json!({"name": name, "type": "Value", "value": value});
+    let context: Vec<Value> = context.as_object().into_iter().flatten().map(extension).collect();
+    let nobody = GateService { namespace: request.namespace, name: gate::NAME, port: 1 };
+    let gate = GateService::of_url(request.gate_url).unwrap_or(nobody);
+    json!({"extAuth": {
+        "failOpen": false,
+        "timeout": TIMEOUT,
+        "contextExtensions": context,
+        "grpc": {"backendRefs": [{
+            "group": "",
+            "kind": "Service",
+            "namespace": gate.namespace,
+            "name": gate.name,
+            "port": gate.port,
+        }]},
+    }})
+}
+
+/// Permits the SecurityPolicies of a namespace to name the gate.
+fn grant(gate: &GateService<'_>, namespace: &str) -> Value {
+    let from = json!({"group": SECURITY_POLICY.group, "kind": SECURITY_POLICY.kind, "namespace": namespace});
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1beta1",
+        "kind": "ReferenceGrant",
+        "metadata": {"name": format!("{}-{namespace}", gate::NAME), "namespace": gate.namespace},
+        "spec": {"from": [from], "to": [{"group": "", "kind": "Service", "name": gate.name}]},
     })
+}
+
+/// Is the object one that is there to ask the gate, and for nothing else?
+pub fn only_asks_gate(object: &Value) -> bool {
+    is_of_kind(object, &SECURITY_POLICY)
 }
 
 fn wanted(request: &Request<'_>) -> Value {
@@ -97,7 +157,7 @@ fn attach(request: &Request<'_>, target: &Value) -> Result<Edit, FieldConflict> 
     gateway_api::attach(request, target)
 }
 
-/// Takes the trust off its Gateways by deleting the policy. The mark alone does not make it ours.
+/// Takes the trust off its Gateways by deleting a policy. The mark alone does not make it ours.
 fn remove(trust: &str, policy: &Value) -> Edit {
     let mut owners = policy["metadata"]["ownerReferences"].as_array().into_iter().flatten();
     let is_owner = |owner: &Value| {
@@ -111,38 +171,64 @@ fn remove(trust: &str, policy: &Value) -> Edit {
 }
 
 fn exposure(request: &Request<'_>, target: &Value, objects: &[&Value]) -> Option<Exposure> {
-    let ours = objects.iter().copied().find(|object| {
-        is_of_kind(object, &POLICY)
-            && object["metadata"]["namespace"] == request.namespace
-            && object["metadata"]["name"] == request.object_name()
-    });
+    let ours = |kind: &Kind| {
+        objects.iter().copied().find(|object| {
+            is_of_kind(object, kind)
+                && object["metadata"]["namespace"] == request.namespace
+                && object["metadata"]["name"] == request.object_name()
+        })
+    };
+    let (policy, asking) = (ours(&POLICY), ours(&SECURITY_POLICY));
     gateway::unfit(target)
         .or_else(|| gateway_api::per_port(target))
-        .or_else(|| stranger(request, ours?))
-        .or_else(|| not_taken(target, ours))
+        .or_else(|| stranger(request, &POLICY, policy?))
+        .or_else(|| not_taken(target, &POLICY, policy))
+        .or_else(|| if request.needs_gate() { unasked(request, target, asking) } else { None })
 }
 
-/// What another hand set beside our fields in the policy.
-fn stranger(request: &Request<'_>, policy: &Value) -> Option<Exposure> {
-    let wanted = wanted(request);
-    let path = ["tls.clientValidation", "headers.xForwardedClientCert"];
-    path.into_iter().find_map(|path| {
+/// What keeps the gate from being asked about all requests, or from knowing the answer.
+fn unasked(request: &Request<'_>, target: &Value, asking: Option<&Value>) -> Option<Exposure> {
+    if GateService::of_url(request.gate_url).is_none() {
+        return Some(gate::homeless(request, "Envoy Gateway"));
+    }
+    let mut listeners = gateway::listeners(target);
+    if let Some(listener) = listeners.find(|listener| listener["protocol"] == "TLS") {
+        let message = format!(
+            "has a listener {} of protocol TLS, and the gate is asked about requests, not about the connections of a TCPRoute; move it to another Gateway",
+            listener["name"]
+        );
+        return Some(Exposure { reason: Reason::Conflict, message });
+    }
+    asking
+        .and_then(|asking| stranger(request, &SECURITY_POLICY, asking))
+        .or_else(|| not_taken(target, &SECURITY_POLICY, asking))
+}
+
+/// What another hand set beside our fields in a policy of ours.
+fn stranger(request: &Request<'_>, kind: &Kind, policy: &Value) -> Option<Exposure> {
+    let (wanted, paths): (_, &[&str]) = match kind.kind == POLICY.kind {
+        true => (wanted(request), &["tls.clientValidation", "headers.xForwardedClientCert"]),
+        false => (question(request), &["extAuth", "extAuth.grpc"]),
+    };
+    paths.iter().find_map(|path| {
         let at = |value: &Value| path.split('.').fold(value.clone(), |value, key| value[key].clone());
         let (present, ours) = (at(&policy["spec"]), at(&wanted));
         let mut fields = present.as_object()?.keys();
         let foreign = fields.find(|field| ours.get(field).is_none())?;
-        let name = request.object_name();
         let message = format!(
-            "is served by what somebody else set, too: spec.{path}.{foreign} of ClientTrafficPolicy {name:?}; remove it there"
+            "is served by what somebody else set, too: spec.{path}.{foreign} of {} {:?}; remove it there",
+            kind.kind,
+            request.object_name()
         );
         Some(Exposure { reason: Reason::Conflict, message })
     })
 }
 
-/// What Envoy Gateway says of the policy at this Gateway, unless it took it as it is.
-fn not_taken(target: &Value, policy: Option<&Value>) -> Option<Exposure> {
+/// What Envoy Gateway says of a policy at this Gateway, unless it took it as it is.
+fn not_taken(target: &Value, kind: &Kind, policy: Option<&Value>) -> Option<Exposure> {
+    let kind = kind.kind;
     let waits = || {
-        let message = "waits for Envoy Gateway to take its ClientTrafficPolicy".to_owned();
+        let message = format!("waits for Envoy Gateway to take its {kind}");
         Some(Exposure { reason: Reason::NotProgrammed, message })
     };
     let Some(policy) = policy else { return waits() };
@@ -165,28 +251,19 @@ fn not_taken(target: &Value, policy: Option<&Value>) -> Option<Exposure> {
     };
     let said = |condition: &Value| condition["message"].as_str().unwrap_or_default().to_owned();
     let name = &policy["metadata"]["name"];
-    match (current("Accepted"), current("Overridden")) {
-        (None, _) => waits(),
-        (Some(accepted), _) if accepted["status"] != "True" => {
-            let conflicted = accepted["reason"] == "Conflicted";
-            let reason = if conflicted { Reason::Conflict } else { Reason::NotProgrammed };
-            let said = said(accepted);
-            Some(Exposure {
-                reason,
-                message: format!(
-                    "has a ClientTrafficPolicy {name} that Envoy Gateway does not accept: {said}"
-                ),
-            })
-        }
-        (_, Some(overridden)) if overridden["status"] == "True" => Some(Exposure {
-            reason: Reason::Conflict,
-            message: format!(
-                "has listeners that do not heed ClientTrafficPolicy {name}: {}; remove these policies",
-                said(overridden)
-            ),
-        }),
-        _ => None,
+    let Some(accepted) = current("Accepted") else { return waits() };
+    if accepted["status"] != "True" {
+        let conflicted = accepted["reason"] == "Conflicted";
+        let reason = if conflicted { Reason::Conflict } else { Reason::NotProgrammed };
+        let said = said(accepted);
+        let message = format!("has a {kind} {name} that Envoy Gateway does not accept: {said}");
+        return Some(Exposure { reason, message });
     }
+    let other = |type_| current(type_).filter(|condition| condition["status"] == "True");
+    let other = other("Overridden").or_else(|| other("Merged"))?;
+    let message =
+        format!("is not served by {kind} {name} alone: {}; remove these policies", said(other));
+    Some(Exposure { reason: Reason::Conflict, message })
 }
 
 #[cfg(test)]
@@ -210,7 +287,7 @@ mod tests {
 
     /// Our policy as Envoy Gateway took it.
     fn taken() -> Value {
-        let mut policy = policy(&request(Mode::Required), &[&shop()]).unwrap();
+        let mut policy = policies(&request(Mode::Required), &[&shop()]).remove(0);
         policy["metadata"]["generation"] = json!(3);
         policy["metadata"]["resourceVersion"] = json!("7");
         policy["metadata"]["ownerReferences"] =
@@ -368,5 +445,113 @@ mod tests {
             condition("Overridden", "True", "Overridden"),
         ];
         assert_eq!(with(&conditions, json!(overridden)).reason, Reason::Conflict);
+    }
+
+    /// With something that needs the gate.
+    fn gated() -> Request<'static> {
+        Request {
+            by_policy: true,
+            gate_url: "http://gate.countersign.svc:8081",
+            ..request(Mode::Required)
+        }
+    }
+
+    /// Our SecurityPolicy as Envoy Gateway took it.
+    fn asking() -> Value {
+        let mut asking = policies(&gated(), &[&shop()]).remove(0);
+        asking["metadata"]["generation"] = json!(3);
+        asking["metadata"]["ownerReferences"] = taken()["metadata"]["ownerReferences"].clone();
+        asking["status"] = taken()["status"].clone();
+        asking
+    }
+
+    #[test]
+    fn the_gate_is_asked_where_something_needs_it_by_a_policy_that_comes_first() {
+        let policies = policies(&gated(), &[&shop()]);
+        let kinds: Vec<_> =
+            policies.iter().map(|policy| policy["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["SecurityPolicy", "ClientTrafficPolicy"]);
+        let extension =
+            |name: &str, value: &str| json!({"name": name, "type": "Value", "value": value});
+        let expected = json!({
+            "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+            "kind": "SecurityPolicy",
+            "metadata": policies[1]["metadata"],
+            "spec": {
+                "targetRefs": policies[1]["spec"]["targetRefs"],
+                "extAuth": {
+                    "failOpen": false,
+                    "timeout": "15s",
+                    "contextExtensions": [
+                        extension("authorities", "staff"),
+                        extension("certificate", "x-forwarded-client-cert"),
+                        extension("mode", "Required"),
+                        extension("trust", "shop/clients"),
+                    ],
+                    "grpc": {"backendRefs": [{
+                        "group": "", "kind": "Service", "namespace": "countersign", "name": "gate", "port": 8081,
+                    }]},
+                },
+            },
+        });
+        assert_eq!(policies[0], expected);
+        assert!(only_asks_gate(&policies[0]) && !only_asks_gate(&policies[1]));
+        assert!(matches!(detach("clients", &asking()), Edit::Delete(_)));
+    }
+
+    #[test]
+    fn each_namespace_is_permitted_to_name_the_gate() {
+        let gate = GateService::of_url(gated().gate_url).unwrap();
+        let expected = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1beta1",
+            "kind": "ReferenceGrant",
+            "metadata": {"name": "countersign-gate-shop", "namespace": "countersign"},
+            "spec": {
+                "from": [{"group": "gateway.envoyproxy.io", "kind": "SecurityPolicy", "namespace": "shop"}],
+                "to": [{"group": "", "kind": "Service", "name": "gate"}],
+            },
+        });
+        assert_eq!(ENVOY_GATEWAY.beside_gate.unwrap()(&gate, "shop"), expected);
+    }
+
+    #[test]
+    fn what_keeps_the_gate_from_being_asked_is_told() {
+        let told = |target: &Value, asking: &Value| {
+            exposure(&gated(), target, &[target, &taken(), asking])
+        };
+        assert_eq!(told(&shop(), &asking()), None);
+        // Not taken yet, or not made.
+        assert!(
+            exposure(&gated(), &shop(), &[&taken()]).unwrap().message.contains("SecurityPolicy")
+        );
+        let mut old = asking();
+        old["metadata"]["generation"] = json!(4);
+        assert_eq!(told(&shop(), &old).unwrap().reason, Reason::NotProgrammed);
+        assert_eq!(exposure(&request(Mode::Required), &shop(), &[&taken(), &old]), None);
+        for type_ in ["Overridden", "Merged"] {
+            let mut other = asking();
+            let condition =
+                json!({"type": type_, "status": "True", "message": "so", "observedGeneration": 3});
+            let conditions = &mut other["status"]["ancestors"][0]["conditions"];
+            conditions.as_array_mut().unwrap().push(condition);
+            let found = told(&shop(), &other).unwrap();
+            assert!(found.reason == Reason::Conflict && found.message.contains(": so;"));
+        }
+        let mut foreign = asking();
+        foreign["spec"]["extAuth"]["headersToExtAuth"] = json!(["x"]);
+        assert!(told(&shop(), &foreign).unwrap().message.contains("extAuth.headersToExtAuth"));
+        // Connections that carry no requests.
+        let mut tcp = shop();
+        tcp["spec"]["listeners"][0]["protocol"] = json!("TLS");
+        assert_eq!(told(&tcp, &asking()).unwrap().reason, Reason::Conflict);
+        assert_eq!(exposure(&request(Mode::Required), &tcp, &[&taken()]), None);
+        let elsewhere = Request { gate_url: "http://gate.example:8081", ..gated() };
+        let found = exposure(&elsewhere, &shop(), &[&taken(), &asking()]).unwrap();
+        assert!(found.message.contains("--gate-url"));
+        let service = &question(&elsewhere)["extAuth"]["grpc"]["backendRefs"][0];
+        assert_eq!(
+            (&service["namespace"], &service["name"]),
+            (&json!("shop"), &json!("countersign-gate"))
+        );
     }
 }

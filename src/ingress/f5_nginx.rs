@@ -36,6 +36,7 @@ pub const F5_NGINX: DataPlane = DataPlane {
     asks_gate: false,
     secret: Some(SECRET),
     objects: |request, _| objects(request),
+    beside_gate: None,
     attach,
     hosts,
     exposure,

@@ -52,6 +52,7 @@ const fn row(name: &'static str, controller: &'static str, revocation: Revocatio
         asks_gate: false,
         secret: None,
         objects: |_, _| Vec::new(),
+        beside_gate: None,
         attach,
         hosts: |_| Vec::new(),
         exposure,

@@ -47,6 +47,7 @@ pub const HAPROXY_INGRESS: DataPlane = DataPlane {
     asks_gate: true,
     secret: None,
     objects: |_, _| Vec::new(),
+    beside_gate: None,
     attach,
     hosts,
     exposure,

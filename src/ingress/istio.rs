@@ -37,6 +37,7 @@ pub const ISTIO: DataPlane = DataPlane {
     asks_gate: false,
     secret: None,
     objects: |_, _| Vec::new(),
+    beside_gate: None,
     attach,
     hosts,
     exposure,

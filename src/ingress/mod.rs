@@ -5,6 +5,7 @@ pub mod annotations;
 pub mod contour;
 pub mod envoy_gateway;
 pub mod f5_nginx;
+pub mod gate;
 pub mod gateway;
 pub mod gateway_api;
 pub mod haproxy;
@@ -14,6 +15,7 @@ pub mod traefik;
 
 use serde_json::Value;
 
+use self::gate::GateService;
 use crate::api::annotation;
 use crate::api::trust::{ForwardIdentity, Mode, Reason, TargetReference};
 
@@ -45,9 +47,9 @@ impl Request<'_> {
         object_name(self.trust)
     }
 
-    /// Is there something that only the gate can do: decide by a policy, or tell the backend by `Client-Cert`?
+    /// Is there something that only the gate can do?
     pub fn needs_gate(&self) -> bool {
-        self.by_policy || self.forward_identity == ForwardIdentity::ClientCert
+        gate::is_needed(self.by_policy, self.forward_identity)
     }
 
     /// Where the gate answers a data plane that hands certificates over in this form, such as `traefik`. A policy
@@ -157,6 +159,8 @@ pub struct DataPlane {
     pub secret: Option<OwnSecret>,
     /// The objects that it needs in the namespace of the trust, for these targets.
     pub objects: fn(&Request<'_>, &[&Value]) -> Vec<Value>,
+    /// The object in the namespace of the gate without which it can't, or may not, ask it for trusts of this namespace.
+    pub beside_gate: Option<fn(&GateService<'_>, namespace: &str) -> Value>,
     /// Puts the trust on a target that no other trust has: its present state in, the change out.
     pub attach: fn(&Request<'_>, &Value) -> Result<Edit, FieldConflict>,
     /// The hosts for which a route has a say, lower-case.

@@ -44,6 +44,7 @@ pub const INGRESS_NGINX: DataPlane = DataPlane {
     asks_gate: true,
     secret: None,
     objects: |_, _| Vec::new(),
+    beside_gate: None,
     attach,
     hosts,
     exposure,

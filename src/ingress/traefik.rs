@@ -28,6 +28,7 @@ pub const TRAEFIK: DataPlane = DataPlane {
     asks_gate: true,
     secret: None,
     objects: |request, _| objects(request),
+    beside_gate: None,
     attach,
     hosts,
     exposure,

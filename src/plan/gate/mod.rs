@@ -19,6 +19,7 @@ use super::headroom::SECRET_LIMIT;
 use crate::api::gate::{AllowedClients, Authorizer, Passwords};
 use crate::api::trust::{Mode, Reason};
 use crate::api::{ClientTrust, ClientTrustSpec};
+use crate::ingress::gate::is_needed;
 
 /// Name of the Secret that holds the policies, one JSON document of each trust.
 pub const POLICIES: &str = "countersign-gate-policies";
@@ -67,6 +68,11 @@ impl fmt::Debug for SecondFactor {
 /// Does a trust ask for more than the gate is told in its URL?
 pub fn needs_policy(trust: &ClientTrust) -> bool {
     undecided(&trust.spec).is_some()
+}
+
+/// Is there something about a trust that only the gate can do?
+pub fn needs_gate(trust: &ClientTrust) -> bool {
+    is_needed(needs_policy(trust), trust.spec.forward_identity)
 }
 
 /// What of a trust only the gate decides by, and the reason for which a target has that does not ask it.

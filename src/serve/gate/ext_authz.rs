@@ -199,9 +199,15 @@ fn authorization(question: &AttributeContext) -> HeaderMap {
     value.into_iter().map(|value| (AUTHORIZATION, value)).collect()
 }
 
+/// What many backends take for `Client-Cert` and `Client-Cert-Chain`: Envoy lets underscores pass unless it is told not
+/// to, which not everybody who configures it can say.
+const WITH_UNDERSCORES: [&str; 4] =
+    ["client_cert", "client_cert_chain", "client-cert_chain", "client_cert-chain"];
+
 /// The backend is told the certificate, and neither what the client wrote in its place nor the password.
 fn allowed(shown: Option<&CertificateDer<'_>>, asks_for_more: bool) -> CheckResponse {
     let mut removed = vec![CLIENT_CERT_CHAIN.to_owned()];
+    removed.extend(WITH_UNDERSCORES.map(str::to_owned));
     // Envoy removes after it has set: only what is not set may stand here.
     removed.extend(shown.is_none().then(|| CLIENT_CERT.to_owned()));
     removed.extend(asks_for_more.then(|| AUTHORIZATION.to_string()));
@@ -269,6 +275,12 @@ mod tests {
             request: Some(Request { http: Some(HttpRequest { headers: map(headers) }) }),
             context_extensions: map(extensions),
         }
+    }
+
+    /// What is always removed, and this.
+    fn removed(more: &[&str]) -> Vec<String> {
+        let always = ["client-cert-chain"].into_iter().chain(WITH_UNDERSCORES);
+        always.chain(more.iter().copied()).map(str::to_owned).collect()
     }
 
     fn framed(message: &[u8]) -> Vec<u8> {
@@ -340,7 +352,7 @@ mod tests {
         let answer = ask(good.clone()).await;
         let ok = answer.ok_response.unwrap();
         assert_eq!((answer.status.unwrap().code, answer.denied_response), (0, None));
-        assert_eq!(ok.headers_to_remove, ["client-cert-chain", "client-cert"]);
+        assert_eq!(ok.headers_to_remove, removed(&["client-cert"]));
         let compressed = [&[1][..], &good[1..]].concat();
         let long = [&good[..], b"x"].concat();
         for bad in [
@@ -368,7 +380,7 @@ mod tests {
         let set = ok.headers[0].header.clone().unwrap();
         assert_eq!((&*set.key, &*set.value), ("client-cert", ":QQ==:"));
         assert_eq!(ok.headers[0].append_action, OVERWRITE_IF_EXISTS_OR_ADD);
-        assert_eq!(ok.headers_to_remove, ["client-cert-chain", "authorization"]);
+        assert_eq!(ok.headers_to_remove, removed(&["authorization"]));
         let denied = denied(Refusal::PasswordMissing, Some("shop/t")).denied_response.unwrap();
         assert_eq!(denied.status.unwrap().code, 401);
         assert_eq!(denied.headers[0].header.as_ref().unwrap().key, "www-authenticate");

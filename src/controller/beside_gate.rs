@@ -1,0 +1,63 @@
+//! What data planes need beside the gate, in its namespace, to ask it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::context::{Context, Stores};
+use super::error::Error;
+use crate::api::{ClientTrust, label};
+use crate::cluster::apply;
+use crate::ingress::DataPlane;
+use crate::ingress::gate::{GateService, may_serve};
+use crate::plan::gate::needs_gate;
+use crate::plan::trust_secret::labels;
+
+/// Brings there what these data planes need for the trusts of a namespace, and takes away what none needs any more. The
+/// objects of a gate that is no Service of the cluster are nowhere.
+pub(super) async fn settle(
+    context: &Context,
+    planes: &[&DataPlane],
+    namespace: &str,
+) -> Result<(), Error> {
+    let Some(gate) = GateService::of_url(&context.gate_url) else { return Ok(()) };
+    for plane in planes {
+        let Some(beside) = plane.beside_gate else { continue };
+        let mut object = beside(&gate, namespace);
+        // One after the other, each by what the watch shows then: several trusts may need the same object.
+        let _turn = context.beside_gate.lock().await;
+        if is_needed(&context.stores, plane, |other| beside(&gate, other) == object) {
+            object["metadata"]["labels"] = json!(labels());
+            if apply::ensure(&context.client, &object, |found| is_ours(&found.metadata)).await? {
+                info!(kind = %object["kind"], plane = plane.name, "the gate can be asked");
+            }
+            continue;
+        }
+        let found = apply::find(&context.client, &object).await.map_err(|source| {
+            let object = format!("{} {}", object["kind"], object["metadata"]["name"]);
+            Error::Read { object, source }
+        })?;
+        if let Some(present) = found.filter(|found| is_ours(&found.metadata)) {
+            let present: Value = serde_json::to_value(&present).unwrap_or_default();
+            apply::delete(&context.client, &present).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Is there a trust, of a namespace that it is for, that may have a target there about which the gate is asked?
+fn is_needed(stores: &Stores, plane: &DataPlane, is_for: impl Fn(&str) -> bool) -> bool {
+    let needs = |trust: &ClientTrust| {
+        trust.metadata.deletion_timestamp.is_none()
+            && needs_gate(trust)
+            && trust.spec.target_refs.iter().any(|target| may_serve(plane, target))
+            && is_for(&trust.namespace().unwrap_or_default())
+    };
+    stores.trusts.list().iter().any(|trust| needs(trust))
+}
+
+fn is_ours(metadata: &ObjectMeta) -> bool {
+    let mark = metadata.labels.as_ref().and_then(|labels| labels.get(label::MANAGED_BY));
+    mark.is_some_and(|value| value == label::MANAGED_BY_VALUE)
+}
