@@ -24,6 +24,7 @@ use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, certif
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{DynamicObject, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
@@ -70,12 +71,15 @@ struct Scene<P> {
 impl<P: DataPlane> Scene<P> {
     /// The operator is there before the data plane, whose kinds it has to find later.
     async fn new() -> Self {
-        Self::with_gate(|plane| Server::start(plane, None)).await
+        let (plane, client) = control_plane().await;
+        let gate = match P::ASKS_BY_SERVICE {
+            true => Server::start_behind_service(&plane, &client).await,
+            false => Server::start(&plane, None),
+        };
+        Self::with_gate(plane, client, gate).await
     }
 
-    async fn with_gate(start: impl FnOnce(&ControlPlane) -> Server) -> Self {
-        let (plane, client) = control_plane().await;
-        let gate = start(&plane);
+    async fn with_gate(plane: ControlPlane, client: Client, gate: Server) -> Self {
         let operator = Some(start_operator(&plane, &gate));
         let namespace = namespace(&client, "shop").await;
         let data_plane = P::start(&plane, &client).await;
@@ -301,36 +305,10 @@ impl<P: DataPlane> Scene<P> {
         self.operator = Some(start_operator(&self.plane, &self.gate));
         self.until("a valid certificate is let in again", Some("good"), OPEN).await;
     }
-
-    /// A trust that needs the gate lets nobody in here, not even who shows no certificate where that is optional.
-    /// How the good client is refused, and the status for nobody.
-    async fn lets_nobody_in_where_the_gate_decides(&self, refusal: Refusal, missing: u16) {
-        let trusts = self.api::<ClientTrust>();
-        let service = json!({"url": {"endpoint": "http://login.example.com/"}});
-        for (field, value, reason) in [
-            ("allow", json!({"commonNames": ["good"]}), "AllowNotEnforced"),
-            ("secondFactor", service, "SecondFactorNotEnforced"),
-        ] {
-            let mut spec = json!({"mode": "Optional", "allow": null});
-            spec[field] = value;
-            patch(&trusts, "clients", json!({"spec": spec})).await;
-            let trust = wait_for(&trusts, "clients", READY, "False", reason).await;
-            let told = &trust.status.expect("a status").targets[0].conditions;
-            let told = &condition(told, PROGRAMMED).expect("it").message;
-            assert!(told.contains(&format!("spec.{field}")) && told.contains(P::NAME), "{told}");
-            self.until("the good client is refused", Some("good"), refusal).await;
-            assert_eq!(self.ask(None, &[]).status, missing);
-        }
-        let before = json!({"spec": {"mode": "Required", "secondFactor": null}});
-        patch(&trusts, "clients", before).await;
-        self.until("a valid certificate is let in again", Some("good"), OPEN).await;
-        assert_eq!(self.ask(None, &[]).status, missing);
-    }
 }
 
 fn start_operator(plane: &ControlPlane, gate: &Server) -> Operator {
-    let gate = format!("--gate-url=http://127.0.0.1:{}", gate.gate);
-    Operator::start_as(plane, "controller", &[&gate])
+    Operator::start_as(plane, "controller", &[&format!("--gate-url={}", gate.gate_url())])
 }
 
 fn data<'a>(secret: &'a Secret, key: &str) -> &'a [u8] {
@@ -484,6 +462,16 @@ async fn traefik_asks_who_may_pass_and_for_a_password() {
     asks_who_may_pass_and_for_a_password::<Traefik<Ingresses>>().await;
 }
 
+#[tokio::test]
+async fn contour_asks_who_may_pass_and_for_a_password() {
+    asks_who_may_pass_and_for_a_password::<Contour>().await;
+}
+
+#[tokio::test]
+async fn envoy_gateway_asks_who_may_pass_and_for_a_password() {
+    asks_who_may_pass_and_for_a_password::<EnvoyGateway>().await;
+}
+
 /// Where the gate is asked it decides by more than the CRL.
 async fn asks_who_may_pass_and_for_a_password<P: DataPlane>() {
     let scene = Scene::<P>::new().await;
@@ -546,13 +534,11 @@ async fn ingress_nginx_lets_nobody_in_while_the_gate_has_not_heard_of_revocation
 
 /// The bound is a day, and the gate's clock goes ahead: the data plane's does not.
 async fn lets_nobody_in_while_the_gate_is_cut_off<P: DataPlane>() {
-    let time = |plane: &ControlPlane| plane.folder().join("time");
-    let mut scene = Scene::<P>::with_gate(|plane| {
-        fs::write(time(plane), "+0").expect("written");
-        Server::start_in(plane, None, &clock(&time(plane)))
-    })
-    .await;
-    let time = time(&scene.plane);
+    let (plane, client) = control_plane().await;
+    let time = plane.folder().join("time");
+    fs::write(&time, "+0").expect("written");
+    let gate = Server::start_in(&plane, None, &clock(&time));
+    let mut scene = Scene::<P>::with_gate(plane, client, gate).await;
     scene.authority("staff").await;
     scene.identity("good", "staff").await;
     scene.trust().await;
@@ -953,7 +939,6 @@ async fn contour_stays_closed_and_what_opens_it_is_told() {
 
     let expired = Refusal::alert("alert certificate expired");
     scene.outlives_the_loss_of_the_secret(Refusal::alert(""), Some(expired)).await;
-    scene.lets_nobody_in_where_the_gate_decides(Refusal::alert(""), 0).await;
     scene.ready().await;
 
     // A stranger takes a field away, which is restored, and then sets it, which is told.
@@ -1214,6 +1199,33 @@ async fn gateways_of_other_controllers_get_the_field_of_the_gateway_api() {
     let message = &condition(&status.conditions, READY).expect("told").message;
     assert!(message.contains("name an Ingress or an IngressRoute"), "{message}");
 
+    // Who does not ask the gate gets no CA that would let anybody in by what only the gate decides.
+    let ca = async || {
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+        let secret = secrets.get("countersign-fabric").await.expect("the trust's Secret");
+        data(&secret, "ca.crt").to_vec()
+    };
+    let before = ca().await;
+    let service = json!({"url": {"endpoint": "http://login.example.com/"}});
+    for (field, value, reason) in [
+        ("allow", json!({"commonNames": ["good"]}), "AllowNotEnforced"),
+        ("secondFactor", service, "SecondFactorNotEnforced"),
+    ] {
+        let mut spec = json!({"mode": "Optional", "allow": null});
+        spec[field] = value;
+        patch(&trusts, "fabric", json!({"spec": spec})).await;
+        let trust = wait_for(&trusts, "fabric", READY, "False", reason).await;
+        let told = &trust.status.expect("a status").targets[0].conditions;
+        let told = &condition(told, PROGRAMMED).expect("it").message;
+        assert!(told.contains(&format!("spec.{field}")), "{told}");
+        assert!(told.contains("NGINX Gateway Fabric"), "{told}");
+        assert_ne!(ca().await, before);
+    }
+    let spec = json!({"mode": "Required", "secondFactor": null});
+    patch(&trusts, "fabric", json!({"spec": spec})).await;
+    wait_for(&trusts, "fabric", READY, "False", "NotProgrammed").await;
+    assert_eq!(ca().await, before);
+
     // Another hand's value for a port goes first, and is told; its value for the whole Gateway is not overruled.
     let ports = |ports: Value| json!({"spec": {"tls": {"frontend": {"perPort": ports}}}});
     patch(&gateways, "fabric", ports(json!([{"port": 443, "tls": {}}]))).await;
@@ -1239,9 +1251,203 @@ async fn gateways_of_other_controllers_get_the_field_of_the_gateway_api() {
     .await;
 }
 
+/// What only the gate decides by, where no certificate is needed.
+fn decided_by_the_gate() -> Value {
+    let allow = json!({"commonNames": ["good"]});
+    json!({"spec": {"mode": "Optional", "forwardIdentity": "ClientCert", "allow": allow}})
+}
+
+impl<P: DataPlane> Scene<P> {
+    /// The trust lets `good` in, who shows nothing, and not `other`; and the backend is told by the gate who it is,
+    /// whatever the client says.
+    async fn asks_the_gate(&self) {
+        patch(&self.api::<ClientTrust>(), "clients", decided_by_the_gate()).await;
+        self.until("a client that is not allowed is refused", Some("other"), FORBIDDEN).await;
+        self.until("the one that is allowed is let in", Some("good"), OPEN).await;
+        self.until("no certificate is let in", None, OPEN).await;
+        self.ready().await;
+        let forged = ["Client-Cert: :AAAA:", "Client-Cert: :BBBB:", "Client-Cert-Chain: :AAAA:"];
+        let leaf = format!(":{}:", STANDARD.encode(leaf(&self.path("good"))));
+        let answer = self.ask(Some("good"), &forged);
+        assert_eq!(told(&answer, "Client-Cert"), [leaf]);
+        assert!(told(&answer, "Client-Cert-Chain").is_empty());
+        assert!(told(&self.ask(None, &forged), "Client-Cert").is_empty());
+        // Many backends take these for the same.
+        for name in ["Client_Cert", "Client_Cert_Chain", "Client-Cert_Chain", "Client_Cert-Chain"] {
+            let answer = self.ask(None, &[&format!("{name}: :AAAA:")]);
+            // Envoy Gateway has the whole request refused, by the end of the stream.
+            let refused = answer.status == 0 && answer.body.contains("was not closed cleanly");
+            assert!(refused || told(&answer, name).is_empty(), "{name}: {answer:?}");
+        }
+    }
+
+    /// Nobody gets in without the gate, until nothing needs it.
+    async fn needs_the_gate_as_long_as_something_does(&mut self) {
+        self.gate.end();
+        self.until("the gate is gone", Some("good"), FORBIDDEN).await;
+        self.expect("no certificate", None, FORBIDDEN);
+        let native = json!({"spec": {"forwardIdentity": "Native", "allow": null}});
+        patch(&self.api::<ClientTrust>(), "clients", native).await;
+        self.until("the gate is not asked", Some("other"), OPEN).await;
+        self.ready().await;
+    }
+}
+
+#[tokio::test]
+async fn contour_asks_the_gate_and_what_leads_past_it_is_told() {
+    let mut scene = Scene::<Contour>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.identity("other", "staff").await;
+    let (trusts, proxies) = (scene.api::<ClientTrust>(), scene.routes());
+    let before = scene.route().await;
+    scene.trust().await;
+    scene.asks_the_gate().await;
+
+    // Routes that switch it off, or ask something else.
+    let routes = |policy: Value| {
+        let service = json!({"name": "shop", "port": 80});
+        json!([{"services": [service], "authPolicy": policy}])
+    };
+    patch(&proxies, "shop", json!({"spec": {"routes": routes(json!({"disabled": true}))}})).await;
+    scene.not_ready("Conflict").await;
+    scene.until("the gate is not asked there", Some("other"), OPEN).await;
+    let part = json!({
+        "apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy", "metadata": {"name": "part"},
+        "spec": {"routes": routes(Value::Null)},
+    });
+    let part = serde_json::from_value(part).expect("an HTTPProxy");
+    proxies.create(&PostParams::default(), &part).await.expect("created");
+    patch(&proxies, "shop", json!({"spec": {"routes": null, "includes": [{"name": "part"}]}}))
+        .await;
+    scene.ready().await;
+    scene.until("the gate is asked about what is included", Some("other"), FORBIDDEN).await;
+    scene.until("the one that is allowed is let in", Some("good"), OPEN).await;
+    let lax = json!({"context": {"mode": "Optional", "trust": "shop/none"}});
+    patch(&proxies, "part", json!({"spec": {"routes": routes(lax)}})).await;
+    scene.not_ready("Conflict").await;
+    patch(&proxies, "part", json!({"spec": {"routes": routes(Value::Null)}})).await;
+    scene.ready().await;
+
+    // A stranger has requests pass when the gate is away, which is undone or told.
+    let open =
+        |open: Value| json!({"spec": {"virtualhost": {"authorization": {"failOpen": open}}}});
+    patch(&proxies, "shop", open(json!(true))).await;
+    scene.not_ready("Conflict").await;
+    patch(&proxies, "shop", open(Value::Null)).await;
+    scene.ready().await;
+
+    // The object by which it is found is put back when it is gone, and until then nobody gets in.
+    let services = ApiResource::from_gvk(&GroupVersionKind::gvk(
+        "projectcontour.io",
+        "v1alpha1",
+        "ExtensionService",
+    ));
+    let services: Api<DynamicObject> =
+        Api::namespaced_with(scene.client.clone(), NAMESPACE, &services);
+    let uid = services.get("countersign-gate").await.expect("it").metadata.uid;
+    scene.operator.take().expect("an operator").kill();
+    delete(&services, "countersign-gate").await;
+    let closed = Refusal::alert("");
+    scene.until("nobody gets in", Some("good"), closed).await;
+    scene.expect("nor who shows nothing", None, closed);
+    scene.operator = Some(start_operator(&scene.plane, &scene.gate));
+    scene.until("it is put back", Some("good"), OPEN).await;
+    assert_ne!(services.get("countersign-gate").await.expect("it").metadata.uid, uid);
+    scene.ready().await;
+
+    patch(
+        &proxies,
+        "shop",
+        json!({"spec": {"includes": null, "routes": before.data["spec"]["routes"]}}),
+    )
+    .await;
+    scene.needs_the_gate_as_long_as_something_does().await;
+    assert!(scene.route().await.data["spec"]["virtualhost"]["authorization"].is_null());
+    eventually("what stood beside the gate is gone", || async {
+        services.get_opt("countersign-gate").await.expect("an answer").is_none().then_some(())
+    })
+    .await;
+    delete(&trusts, "clients").await;
+    eventually("the route is restored", || async {
+        (scene.route().await.data["spec"] == before.data["spec"]).then_some(())
+    })
+    .await;
+    scene.until("the shop is open again", None, OPEN).await;
+}
+
+#[tokio::test]
+async fn envoy_gateway_asks_the_gate_and_what_leads_past_it_is_told() {
+    let mut scene = Scene::<EnvoyGateway>::new().await;
+    scene.authority("staff").await;
+    scene.identity("good", "staff").await;
+    scene.identity("other", "staff").await;
+    let trusts = scene.api::<ClientTrust>();
+    let policies = EnvoyGateway::security_policies(&scene.client, &scene.namespace);
+    scene.trust().await;
+    scene.asks_the_gate().await;
+
+    // A policy of somebody else for the route goes before ours.
+    let other = json!({
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1", "kind": "SecurityPolicy", "metadata": {"name": "theirs"},
+        "spec": {
+            "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "shop"}],
+            "cors": {"allowOrigins": ["https://example.com"]},
+        },
+    });
+    make(&scene.client, Some(&scene.namespace), other.clone()).await;
+    scene.not_ready("Conflict").await;
+    scene.until("the gate is not asked there", Some("other"), OPEN).await;
+    delete(&policies, "theirs").await;
+    scene.ready().await;
+    scene.until("the gate is asked again", Some("other"), FORBIDDEN).await;
+    let mut merged = other;
+    merged["spec"]["mergeType"] = json!("StrategicMerge");
+    make(&scene.client, Some(&scene.namespace), merged).await;
+    scene.not_ready("Conflict").await;
+    delete(&policies, "theirs").await;
+    scene.ready().await;
+
+    // Another hand in our policy: what we say is restored, what it says beside that is told.
+    let ours = "countersign-clients";
+    let set = |field: &str, value: Value| json!({"spec": {"extAuth": {field: value}}});
+    patch(&policies, ours, set("failOpen", json!(true))).await;
+    eventually("the gate's word is needed", || async {
+        let policy = policies.get(ours).await.expect("the policy").data;
+        (policy["spec"]["extAuth"]["failOpen"] == false).then_some(())
+    })
+    .await;
+    patch(&policies, ours, set("headersToExtAuth", json!(["x"]))).await;
+    scene.not_ready("Conflict").await;
+    patch(&policies, ours, set("headersToExtAuth", Value::Null)).await;
+    scene.ready().await;
+    scene.until("the one that is allowed is let in", Some("good"), OPEN).await;
+
+    // Without the permission of the gate's namespace nobody gets in, until it is put back.
+    let grants = EnvoyGateway::grants(&scene.client, NAMESPACE);
+    let grant = format!("countersign-gate-{}", scene.namespace);
+    scene.operator.take().expect("an operator").kill();
+    delete(&grants, &grant).await;
+    let closed = Refusal::status(500);
+    scene.until("nobody gets in", Some("good"), closed).await;
+    scene.expect("nor who shows nothing", None, closed);
+    scene.operator = Some(start_operator(&scene.plane, &scene.gate));
+    scene.until("it is put back", Some("good"), OPEN).await;
+    scene.ready().await;
+
+    scene.needs_the_gate_as_long_as_something_does().await;
+    assert!(policies.get_opt(ours).await.expect("an answer").is_none());
+    eventually("the permission is gone", || async {
+        grants.get_opt(&grant).await.expect("an answer").is_none().then_some(())
+    })
+    .await;
+    delete(&trusts, "clients").await;
+    scene.until("the shop is open again", None, OPEN).await;
+}
+
 /// Traefik's kinds come and go here while the controller runs, and so does all else, in any order.
 #[tokio::test]
-async fn the_order_of_install_and_removal_does_not_matter() {
+async fn any_order_of_install_and_removal_will_do() {
     let (plane, client) = control_plane().await;
     let mut operator = Operator::start(&plane);
     let namespace = namespace(&client, "shop").await;

@@ -24,6 +24,7 @@ pub struct Contour {
 impl DataPlane for Contour {
     const NAME: &str = "Contour";
     const ROUTE: [&str; 3] = ["projectcontour.io", "v1", "HTTPProxy"];
+    const ASKS_BY_SERVICE: bool = true;
     const MISSING: Refusal = Refusal::alert("alert certificate required");
     const UNKNOWN: Refusal = Refusal::alert("alert unknown ca");
     const EXPIRED: Refusal = Refusal::alert("alert certificate expired");

@@ -29,6 +29,8 @@ pub trait DataPlane: Sized {
     const ROUTE: [&str; 3];
     /// The reason of `RevocationEnforced`.
     const ENFORCED: &str = "ByCRL";
+    /// Does it ask the gate by its Service?
+    const ASKS_BY_SERVICE: bool = false;
     /// How a client is refused that has no certificate, one of another CA, one that has expired, a revoked one.
     const MISSING: Refusal;
     const UNKNOWN: Refusal;
@@ -177,14 +179,25 @@ pub async fn open_shop(plane: &ControlPlane, client: &Client, namespace: &str) {
     write_server_certificate_for(plane.folder(), "*.example.com");
     let secret = server_secret(plane.folder());
     create::<Secret>(&Api::namespaced(client.clone(), namespace), &secret.to_string()).await;
-    let shop = serve();
-    let service = "{metadata: {name: shop}, spec: {ports: [{name: http, port: 80}]}}";
-    create::<Service>(&Api::namespaced(client.clone(), namespace), service).await;
+    make_service(client, namespace, "shop", 80, serve()).await;
+}
+
+/// A Service of this name and port whose one endpoint is here.
+pub async fn make_service(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    port: u16,
+    endpoint: SocketAddr,
+) {
+    let service =
+        json!({"metadata": {"name": name}, "spec": {"ports": [{"name": "http", "port": port}]}});
+    create::<Service>(&Api::namespaced(client.clone(), namespace), &service.to_string()).await;
     let endpoints = json!({
-        "metadata": {"name": "shop", "labels": {"kubernetes.io/service-name": "shop"}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
         "addressType": "IPv4",
-        "ports": [{"name": "http", "port": shop.port()}],
-        "endpoints": [{"addresses": [shop.ip()], "conditions": {"ready": true}}],
+        "ports": [{"name": "http", "port": endpoint.port()}],
+        "endpoints": [{"addresses": [endpoint.ip()], "conditions": {"ready": true}}],
     });
     create::<EndpointSlice>(&Api::namespaced(client.clone(), namespace), &endpoints.to_string())
         .await;
@@ -202,7 +215,7 @@ fn serve() -> SocketAddr {
 }
 
 /// The API server takes no endpoint on loopback: this machine's address on its way out. Nothing is sent there.
-fn own_address() -> IpAddr {
+pub fn own_address() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     socket.connect("192.0.2.1:9").expect("this machine has a route, so that it has an address");
     socket.local_addr().expect("an address").ip()

@@ -82,6 +82,16 @@ impl EnvoyGateway {
         api(client, Some(namespace), "gateway.envoyproxy.io", "v1alpha1", "ClientTrafficPolicy")
     }
 
+    /// The SecurityPolicies of a namespace.
+    pub fn security_policies(client: &Client, namespace: &str) -> Api<DynamicObject> {
+        api(client, Some(namespace), "gateway.envoyproxy.io", "v1alpha1", "SecurityPolicy")
+    }
+
+    /// The ReferenceGrants of a namespace.
+    pub fn grants(client: &Client, namespace: &str) -> Api<DynamicObject> {
+        api(client, Some(namespace), "gateway.networking.k8s.io", "v1beta1", "ReferenceGrant")
+    }
+
     /// A Gateway for one host, and its route to the shop.
     pub async fn gateway(client: &Client, namespace: &str, name: &str, host: &str, port: &str) {
         let (_, port) = port.rsplit_once(':').expect("a port");
@@ -110,6 +120,7 @@ impl EnvoyGateway {
 impl DataPlane for EnvoyGateway {
     const NAME: &str = "Envoy Gateway";
     const ROUTE: [&str; 3] = ["gateway.networking.k8s.io", "v1", "Gateway"];
+    const ASKS_BY_SERVICE: bool = true;
     const MISSING: Refusal = Refusal::alert("alert certificate required");
     const UNKNOWN: Refusal = Refusal::alert("alert unknown ca");
     const EXPIRED: Refusal = Refusal::alert("alert certificate expired");

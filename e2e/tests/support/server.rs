@@ -1,12 +1,15 @@
 //! `countersign serve` as a process, asked by curl.
 
 use std::fs::{self, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kube::Client;
 use serde_json::Value;
 
 use super::control_plane::{ControlPlane, Process, binary, free_ports};
+use super::data_plane::{make_service, own_address};
 use super::operator::NAMESPACE;
 use super::{eventually, program};
 
@@ -16,6 +19,7 @@ pub struct Server {
     pub crl: u16,
     pub gate: u16,
     pub health: u16,
+    gate_host: IpAddr,
 }
 
 impl Server {
@@ -30,6 +34,23 @@ impl Server {
         cache: Option<&Path>,
         environment: &[(&str, String)],
     ) -> Self {
+        Self::start_at(plane, Ipv4Addr::LOCALHOST.into(), cache, environment)
+    }
+
+    /// The same with the gate behind the Service `gate`, which is made.
+    pub async fn start_behind_service(plane: &ControlPlane, client: &Client) -> Self {
+        let server = Self::start_at(plane, own_address(), None, &[]);
+        let endpoint = (server.gate_host, server.gate).into();
+        make_service(client, NAMESPACE, "gate", 8081, endpoint).await;
+        server
+    }
+
+    fn start_at(
+        plane: &ControlPlane,
+        gate_host: IpAddr,
+        cache: Option<&Path>,
+        environment: &[(&str, String)],
+    ) -> Self {
         let log = plane.folder().join("server.log");
         let log = OpenOptions::new().create(true).append(true).open(log).expect("a log");
         let [crl, gate, health] = free_ports();
@@ -37,7 +58,7 @@ impl Server {
         command
             .args(["serve", "--namespace", NAMESPACE])
             .arg(format!("--crl-listen=127.0.0.1:{crl}"))
-            .arg(format!("--gate-listen=127.0.0.1:{gate}"))
+            .arg(format!("--gate-listen={gate_host}:{gate}"))
             .arg(format!("--health-listen=127.0.0.1:{health}"))
             .args(cache.map(|folder| format!("--crl-cache={}", folder.display())))
             .env("KUBECONFIG", plane.kubeconfig("operator"))
@@ -46,7 +67,15 @@ impl Server {
             .stdout(log.try_clone().expect("a log"))
             .stderr(log);
         let child = command.spawn().expect("the server starts");
-        Self { process: Process(child), crl, gate, health }
+        Self { process: Process(child), crl, gate, health, gate_host }
+    }
+
+    /// Where data planes ask the gate.
+    pub fn gate_url(&self) -> String {
+        match self.gate_host.is_loopback() {
+            true => format!("http://127.0.0.1:{}", self.gate),
+            false => format!("http://gate.{NAMESPACE}.svc:8081"),
+        }
     }
 
     /// Ends it without warning.
