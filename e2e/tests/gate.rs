@@ -6,11 +6,12 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -23,6 +24,9 @@ use countersign::plan::gate::POLICIES;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::{Api, Client};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -33,7 +37,7 @@ use support::server::{Answer, Server, curl};
 use support::servers::{
     envoy_address, envoy_config, envoy_typed, wait_until, write_files, write_server_certificate,
 };
-use support::{create, eventually, namespace, program, run, wait_for};
+use support::{create, eventually, namespace, patch, program, run, wait_for};
 
 /// An authority with clients, a server that answers for it, and a backend that tells what it was sent.
 struct Scene {
@@ -668,30 +672,60 @@ impl Scene {
     }
 }
 
-/// A service that lets pass who says the word, and tells what it was asked.
-fn authorizer() -> (u16, std::sync::mpsc::Receiver<String>) {
+/// A service that lets pass who says the word, and tells what it was asked; over TLS, if it is told how.
+fn authorizer(tls: Option<ServerConfig>) -> (u16, std::sync::mpsc::Receiver<String>) {
+    let tls = tls.map(Arc::new);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let (told, heads) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let mut reader = BufReader::new(&stream);
-            let mut head = String::new();
-            while reader.read_line(&mut head).is_ok_and(|read| read > 2) {}
-            let status =
-                if head.contains("Bearer sesame") { "204 No Content" } else { "403 Forbidden" };
-            let _ = write!(&stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            let head = match &tls {
+                None => authorize(stream),
+                Some(tls) => {
+                    let server = ServerConnection::new(tls.clone()).expect("a configuration");
+                    authorize(StreamOwned::new(server, stream))
+                }
+            };
             let _ = told.send(head);
         }
     });
     (port, heads)
 }
 
+/// Answers one request, and tells its head, which is empty when there was none.
+fn authorize(stream: impl Read + Write) -> String {
+    let mut reader = BufReader::new(stream);
+    let mut head = String::new();
+    while reader.read_line(&mut head).is_ok_and(|read| read > 2) {}
+    let status = if head.contains("Bearer sesame") { "204 No Content" } else { "403 Forbidden" };
+    let _ = write!(reader.get_mut(), "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+    head
+}
+
+/// A CA, PEM, and a server on this host by its certificate.
+fn tls_server() -> (String, ServerConfig) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = || KeyPair::generate().expect("a key");
+    let ca = CertifiedIssuer::self_signed(params, key()).expect("a CA");
+    let (params, key) = (CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name"), key());
+    let certificate = params.signed_by(&key, &ca).expect("a certificate");
+    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("a key that matches");
+    (ca.pem(), config)
+}
+
 #[tokio::test]
 async fn a_second_factor_is_asked_for_beside_the_certificate_and_never_instead_of_it() {
     let scene = Scene::new().await;
     let service = scene.prepare_traefik();
-    let (port, asked) = authorizer();
+    let (port, asked) = authorizer(None);
+    let ((ca, server), (other_ca, _)) = (tls_server(), tls_server());
+    let (tls_port, asked_over_tls) = authorizer(Some(server));
     let basic = "secondFactor: {basic: {secretName: users}}";
     let trusts = [
         guarded(&scene, "required", basic),
@@ -700,6 +734,13 @@ async fn a_second_factor_is_asked_for_beside_the_certificate_and_never_instead_o
             &scene,
             "service",
             &format!("secondFactor: {{url: {{endpoint: 'http://127.0.0.1:{port}/check'}}}}"),
+        ),
+        guarded(
+            &scene,
+            "over-tls",
+            &format!(
+                "secondFactor: {{url: {{endpoint: 'https://127.0.0.1:{tls_port}/check', caBundle: {other_ca:?}}}}}"
+            ),
         ),
     ];
     // Before there are passwords nobody gets in.
@@ -714,7 +755,7 @@ async fn a_second_factor_is_asked_for_beside_the_certificate_and_never_instead_o
     invalid("does not exist").await;
     wait_for(&api, "service", READY, "True", "Programmed").await;
     let traefik = traefik(&scene);
-    let [required, optional, service] = ["required", "optional", "service"]
+    let [required, optional, service, over_tls] = ["required", "optional", "service", "over-tls"]
         .map(|name| traefik.programmed(&format!("{name}.example.com")));
     let right = [password("ada:correct horse")];
     let told = scene.until(&required, Some("good"), &right, 403).await;
@@ -743,17 +784,42 @@ async fn a_second_factor_is_asked_for_beside_the_certificate_and_never_instead_o
         scene.needs_both(&required, &optional);
     }
 
+    // A service whose certificate is of another CA, or by a bundle that is none, is not asked.
+    let word = ["Authorization: Bearer sesame".to_owned()];
+    let bundle = |pem: &str| json!({"spec": {"secondFactor": {"url": {"caBundle": pem}}}});
+    wait_for(&api, "over-tls", READY, "True", "Programmed").await;
+    let refused = async |why: &str| {
+        eventually(&format!("over TLS: {why}"), || async {
+            let told = scene.ask(&over_tls, Some("good"), &word);
+            (told.status == 403 && told.tells(why)).then_some(())
+        })
+        .await;
+    };
+    refused("gave no answer").await;
+    let log = fs::read_to_string(scene.plane.folder().join("server.log")).expect("a log");
+    assert!(log.contains("invalid peer certificate"), "{log}");
+    patch(&api, "over-tls", bundle("-----BEGIN CERTIFICATE-----")).await;
+    let trust = wait_for(&api, "over-tls", READY, "False", "SecondFactorInvalid").await;
+    let told = trust.status.expect("a status").conditions[0].message.clone();
+    assert!(told.contains("spec.secondFactor.url.caBundle: it must hold"), "{told}");
+    refused("policy of this route is not known").await;
+    assert!(asked_over_tls.try_iter().all(|head| head.is_empty()));
+    patch(&api, "over-tls", bundle(&ca)).await;
+
     // A service decides; its word is needed each time.
-    scene.until(&service, Some("good"), &["Authorization: Bearer sesame".into()], 200).await;
-    let head = asked.recv().expect("it was asked").to_ascii_lowercase();
-    assert!(head.starts_with("get /check "), "{head}");
-    assert!(
-        head.contains(&format!("client-cert: {}", scene.client_cert("good")).to_ascii_lowercase())
-    );
-    for headers in [&[][..], &right] {
-        assert_eq!(scene.ask(&service, Some("good"), headers).status, 403);
+    for (plane, asked) in [(&service, asked), (&over_tls, asked_over_tls)] {
+        scene.until(plane, Some("good"), &word, 200).await;
+        // Those that gave up in the handshake asked nothing.
+        let head = asked.iter().find(|head| !head.is_empty()).expect("it was asked");
+        let head = head.to_ascii_lowercase();
+        assert!(head.starts_with("get /check "), "{head}");
+        let certificate = format!("client-cert: {}", scene.client_cert("good"));
+        assert!(head.contains(&certificate.to_ascii_lowercase()), "{head}");
+        for headers in [&[][..], &right] {
+            assert_eq!(scene.ask(plane, Some("good"), headers).status, 403);
+        }
+        assert_eq!(scene.ask(plane, None, &word).status, 0);
     }
-    assert_eq!(scene.ask(&service, None, &["Authorization: Bearer sesame".into()]).status, 0);
 
     // Other passwords; a file that can't be used; none.
     scene.passwords(&[ADA_CHANGED]).await;

@@ -372,7 +372,19 @@ async fn bad_input_gets_a_clear_answer() {
             "secondFactor: {basic: {secretName: a}, url: {endpoint: 'http://a/'}}",
             "exactly one of basic and url",
         ),
-        ("secondFactor: {url: {endpoint: 'https://a/'}}", "must be a URL such as http://"),
+        ("secondFactor: {url: {endpoint: 'ftp://a/'}}", "must be a URL such as https://"),
+        (
+            "secondFactor: {url: {endpoint: 'https://a/'}}",
+            "spec.secondFactor.url.caBundle must hold the CA certificates",
+        ),
+        (
+            "secondFactor: {url: {endpoint: 'https://a/', caBundle: ''}}",
+            "spec.secondFactor.url.caBundle: Invalid value",
+        ),
+        (
+            "secondFactor: {url: {endpoint: 'http://a/', caBundle: x}}",
+            "spec.secondFactor.url.caBundle verifies nobody at an http:// endpoint",
+        ),
         ("secondFactor: {url: {endpoint: 'http://ada@a/'}}", "without user and fragment"),
         ("secondFactor: {url: {endpoint: 'http://a/', timeout: 1m}}", "at most 10s"),
         (
@@ -384,6 +396,12 @@ async fn bad_input_gets_a_clear_answer() {
         let message = try_create(&trusts, &yaml).await.expect_err(&yaml);
         assert!(message.contains(words), "{yaml}\n{message}");
     }
+
+    // What a bundle holds is looked at later.
+    let over_tls = "spec: {secondFactor: {url: {endpoint: 'https://a/', caBundle: x}}, ";
+    let yaml = trust_yaml(ingress, "clients").replace("spec: {", over_tls);
+    try_create(&trusts, &yaml).await.expect("a trust whose service is asked over TLS");
+    delete(&trusts, "t").await;
 
     // Told by a condition, with object and field.
     let message_of = async |name: &str, reason: &str| {

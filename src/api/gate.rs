@@ -101,13 +101,24 @@ fn auth() -> String {
 /// password; everything else, and silence, refuse.
 #[derive(Clone, Debug, Serialize, Deserialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.endpoint.startsWith('https://') || has(self.caBundle)")
+        .message("spec.secondFactor.url.caBundle must hold the CA certificates, PEM, that verify the service of an https:// endpoint: no public roots are trusted"),
+    validation = Rule::new("self.endpoint.startsWith('https://') || !has(self.caBundle)")
+        .message("spec.secondFactor.url.caBundle verifies nobody at an http:// endpoint: write https://, or leave it out")
+)]
 pub struct Authorizer {
-    /// Its URL, which is asked by GET, such as `http://login.shop.svc:8080/check`. Passwords go there unencrypted:
-    /// it is for services within the cluster.
+    /// Its URL, which is asked by GET, such as `https://login.shop.svc:8443/check`. Passwords go to an `http://` URL
+    /// unencrypted: that is for services within the cluster.
     #[schemars(length(min = 8, max = 512))]
-    #[x_kube(validation = Rule::new("self.matches('^http://[!-~]+$') && isURL(self) && url(self).getHostname() != '' && !self.contains('@') && !self.contains('#')")
-        .message("spec.secondFactor.url.endpoint must be a URL such as http://login.shop.svc:8080/check, without user and fragment"))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[!-~]+$') && isURL(self) && url(self).getHostname() != '' && !self.contains('@') && !self.contains('#')")
+        .message("spec.secondFactor.url.endpoint must be a URL such as https://login.shop.svc:8443/check or http://login.shop.svc:8080/check, without user and fragment"))]
     pub endpoint: String,
+    /// CA certificates, PEM: one of them must have signed the certificate of the service, or of a CA that it sends
+    /// along, and that certificate must hold the host of `endpoint`. With an `https://` endpoint, and only there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32768))]
+    pub ca_bundle: Option<String>,
     /// How long it may take to answer, 2s by default. At most 10s.
     #[serde(default = "two_seconds")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('10s')")

@@ -201,7 +201,7 @@ pub enum Reason {
     AllowNotEnforced,
     /// The data plane does not ask the gate, which decides by `secondFactor`; nobody is let in there.
     SecondFactorNotEnforced,
-    /// The passwords of `secondFactor` can't be used; nobody is let in.
+    /// The passwords of `secondFactor`, or what its `url` says, can't be used; nobody is let in.
     SecondFactorInvalid,
     /// The gate's policies don't fit a Secret, and this one is left out: nobody is let in.
     PolicyTooLarge,

@@ -1,9 +1,9 @@
-//! GETs over plain HTTP/1.0: all that the operator's own endpoints need of a client, also in an image
-//! without a shell.
+//! GETs over HTTP/1.0: all that the operator's own endpoints, and services that the gate asks, need of a client,
+//! also in an image without a shell.
 
 use std::io;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, ToSocketAddrs};
 
 /// An answer.
@@ -50,21 +50,22 @@ pub async fn get(
 /// Longest head of an answer that is read.
 const HEAD_LIMIT: usize = 16 * 1024;
 
-/// The status of the answer to a request with these headers, whose values hold no line breaks; its body is not
-/// read.
+/// The status of the answer to a request over this connection, with these headers, whose values hold no line breaks;
+/// its body is not read.
 pub async fn status(
-    address: impl ToSocketAddrs,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     host: &str,
     path: &str,
     headers: &[(&str, &[u8])],
 ) -> io::Result<u16> {
-    let mut stream = TcpStream::connect(address).await?;
     let mut request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n").into_bytes();
     for (name, value) in headers {
         request.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
     }
     request.extend(b"\r\n");
     stream.write_all(&request).await?;
+    // TLS may keep back a part.
+    stream.flush().await?;
     let mut answer = Vec::new();
     while !answer.windows(4).any(|octets| octets == b"\r\n\r\n") {
         if stream.read_buf(&mut answer).await? == 0 || answer.len() > HEAD_LIMIT {

@@ -8,6 +8,7 @@ pub mod http;
 pub mod leader;
 pub mod ledger;
 pub mod store;
+pub mod tls;
 pub mod watch;
 pub mod workload;
 

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore,
     SignatureScheme,
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::api::canary::Reason;
+use crate::cluster::tls;
 use crate::pki::PrivateKey;
 use crate::pki::verify::verify_pinned_server;
 use crate::plan::destination::{Destination, Network, may_reach};
@@ -47,7 +48,6 @@ pub(super) struct Servers(Arc<Verifier>);
 impl Servers {
     /// Servers that are verified so; or why none could be.
     pub(super) fn new(trust: Trust) -> Result<Self, String> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
         let (roots, given) = match trust {
             Trust::Anybody => (None, Vec::new()),
             Trust::Given(given) => (Some(given.clone()), given),
@@ -65,12 +65,10 @@ impl Servers {
             Some(certificates) => {
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(certificates);
-                let builder =
-                    WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
-                Some(builder.build().map_err(|error| error.to_string())?)
+                Some(tls::verifier(roots)?)
             }
         };
-        Ok(Self(Arc::new(Verifier { web_pki, given, provider })))
+        Ok(Self(Arc::new(Verifier { web_pki, given, provider: tls::provider() })))
     }
 
     /// A client without a certificate, or with one: its chain and its key.
@@ -78,21 +76,11 @@ impl Servers {
         &self,
         certificate: Option<(Vec<CertificateDer<'static>>, &PrivateKey)>,
     ) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let builder = ClientConfig::builder_with_provider(self.0.provider.clone())
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(self.0.clone());
-        let mut config = match certificate {
-            None => builder.with_no_client_auth(),
-            Some((chain, key)) => {
-                let key = PrivatePkcs8KeyDer::from(key.pkcs8_der().to_vec());
-                builder.with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key))?
-            }
-        };
-        // A resumed session is not asked for its certificate again.
-        config.resumption = Resumption::disabled();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config.into())
+        let certificate = certificate.map(|(chain, key)| {
+            let key = PrivatePkcs8KeyDer::from(key.pkcs8_der().to_vec());
+            (chain, PrivateKeyDer::Pkcs8(key))
+        });
+        tls::client(self.0.clone(), certificate)
     }
 }
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::inspect::{InspectError, LeafFacts, inspect};
+use super::inspect::{InspectError, LeafFacts, certificates, inspect};
 use super::issue::IssueRequest;
 use super::lint::{Broken, lint};
 
@@ -20,6 +21,20 @@ pub enum PinnedError {
     /// It has expired, or is not valid yet.
     #[error("the certificate has expired or is not valid yet")]
     Validity,
+}
+
+/// Why servers can't be verified by a text.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RootsError {
+    /// Not PEM, or not of certificates.
+    #[error("it must hold one or more whole certificates in PEM, and no other objects")]
+    Pem,
+    /// One of them is none.
+    #[error("certificate {0} of it is not an X.509 certificate")]
+    Certificate(usize),
+    /// One of them is of a server or a client.
+    #[error("certificate {0} of it is not of a CA")]
+    NotCa(usize),
 }
 
 /// Why a certificate must not be published.
@@ -91,6 +106,26 @@ pub fn verify_client(
             None,
         )
         .map(|_| ())
+}
+
+/// The CAs of a PEM text, by which servers are verified.
+pub fn roots(pem_text: &str) -> Result<RootCertStore, RootsError> {
+    let found = certificates(pem_text.as_bytes()).map_err(|_| RootsError::Pem)?;
+    // What is cut short at the end is passed over by the reader.
+    if pem_text.matches("-----BEGIN ").count() != found.len() {
+        return Err(RootsError::Pem);
+    }
+    let mut roots = RootCertStore::empty();
+    for (number, der) in (1..).zip(found) {
+        let unreadable = || RootsError::Certificate(number);
+        let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| unreadable())?;
+        let constraints = certificate.basic_constraints().ok().flatten();
+        if !constraints.is_some_and(|constraints| constraints.value.ca) {
+            return Err(RootsError::NotCa(number));
+        }
+        roots.add(der).map_err(|_| unreadable())?;
+    }
+    Ok(roots)
 }
 
 /// Is a certificate that is trusted for itself, and may say of itself that it is a CA's, of this name and

@@ -1,5 +1,5 @@
-//! Where a canary connects, and where it may: whoever writes a `ClientTrust` chooses the address, so that
-//! the operator's own surroundings must be out of reach.
+//! Where a canary and the gate connect, and where they may: whoever writes a `ClientTrust` chooses the address, so
+//! that the operator's own surroundings must be out of reach.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use rustls_pki_types::ServerName;
 
 use crate::api::canary::Endpoint;
 
-/// An endpoint, taken apart.
+/// A URL, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// The URL.
@@ -28,37 +28,38 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Takes an endpoint apart. The CRD checks it first, but for the ranges of ports.
+    /// Takes a canary's endpoint apart. The CRD checks it first, but for the ranges of ports.
     pub fn parse(endpoint: &Endpoint) -> Result<Self, String> {
         let Endpoint { url, address } = endpoint;
-        let invalid = |why: &str| format!("url {url:?}: {why}");
-        let uri: Uri = url.parse().map_err(|_| invalid("it is not a URL"))?;
-        let authority = uri.authority().ok_or_else(|| invalid("it has no host"))?;
-        if uri.scheme_str() != Some("https") || authority.as_str().contains('@') {
-            return Err(invalid("it must begin with https:// and name no user"));
+        let found = Self::of_url(url, "https", 443).map_err(|why| format!("url {url:?}: {why}"))?;
+        let Some(address) = address else { return Ok(found) };
+        let parts = address.rsplit_once(':').map(|(host, port)| (host, port.parse()));
+        match parts {
+            Some((host, Ok(port))) if !host.is_empty() && port != 0 => {
+                Ok(Self { host: bare(host).to_owned(), port, ..found })
+            }
+            _ => Err(format!("address {address:?} is not a host and a port")),
+        }
+    }
+
+    /// Takes a URL of this scheme apart, whose own port is this one.
+    pub fn of_url(url: &str, scheme: &str, port: u16) -> Result<Self, String> {
+        let uri: Uri = url.parse().map_err(|_| "it is not a URL")?;
+        let authority = uri.authority().ok_or("it has no host")?;
+        if uri.scheme_str() != Some(scheme) || authority.as_str().contains('@') {
+            return Err(format!("it must begin with {scheme}:// and name no user"));
         }
         let host = bare(authority.host());
         let server_name = ServerName::try_from(host.to_owned())
-            .map_err(|_| invalid("its host is neither a DNS name nor an IP address"))?;
-        let (host, port) = match address {
-            Some(address) => {
-                let parts = address.rsplit_once(':').map(|(host, port)| (host, port.parse()));
-                match parts {
-                    Some((host, Ok(port))) if !host.is_empty() => (bare(host), port),
-                    _ => return Err(format!("address {address:?} is not a host and a port")),
-                }
-            }
-            // A port that can't be is no port, and must not be taken for the default one.
-            None if authority.as_str().len() > authority.host().len() => {
-                (host, authority.port_u16().unwrap_or(0))
-            }
-            None => (host, 443),
-        };
+            .map_err(|_| "its host is neither a DNS name nor an IP address")?;
+        // A port that can't be is no port, and must not be taken for the default one.
+        let has_port = authority.as_str().len() > authority.host().len();
+        let port = if has_port { authority.port_u16().unwrap_or(0) } else { port };
         if port == 0 {
-            return Err(invalid("its port must be 1 to 65535"));
+            return Err("its port must be 1 to 65535".to_owned());
         }
         Ok(Self {
-            url: url.clone(),
+            url: url.to_owned(),
             host: host.to_owned(),
             port,
             server_name,

@@ -9,38 +9,56 @@ use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::gate::Service;
 use crate::cluster::client::Clients;
 use crate::cluster::watch::{Seen, Selection, watch};
-use crate::plan::gate::{POLICIES, TrustPolicy, trust_of_key};
+use crate::plan::gate::{POLICIES, SecondFactor, TrustPolicy, trust_of_key};
 
 /// The policies that are known, by `namespace/name` of their trust.
 #[derive(Default)]
-pub struct Policies(HashMap<String, Arc<TrustPolicy>>);
+pub struct Policies(HashMap<String, Arc<Known>>);
+
+/// A policy, and what is made of it once for all requests.
+pub struct Known {
+    /// The policy.
+    pub policy: TrustPolicy,
+    /// The service that its second factor names, ready to be asked.
+    pub service: Option<Service>,
+}
+
+impl Known {
+    fn read(text: &[u8]) -> Result<Self, String> {
+        // The error would tell of the text.
+        let policy: TrustPolicy = serde_json::from_slice(text).map_err(|_| "it is none")?;
+        let service = match &policy.second_factor {
+            Some(SecondFactor::Url(service)) => Some(Service::new(service)?),
+            _ => None,
+        };
+        Ok(Self { policy, service })
+    }
+}
 
 impl Policies {
     /// Reads the Secret. A policy that can't be read is not known, so that its trust lets nobody in.
     pub fn read(secret: &Secret) -> Self {
         let mut policies = HashMap::new();
         for (key, text) in secret.data.iter().flatten() {
-            let trust = trust_of_key(key).map(|(namespace, name)| format!("{namespace}/{name}"));
-            // The error would tell of the text.
-            match (trust, serde_json::from_slice(&text.0)) {
-                (Some(trust), Ok(policy)) => {
-                    policies.insert(trust, Arc::new(policy));
+            let trust = trust_of_key(key).ok_or_else(|| "its key names no trust".to_owned());
+            match trust.and_then(|trust| Ok((trust, Known::read(&text.0)?))) {
+                Ok(((namespace, name), known)) => {
+                    policies.insert(format!("{namespace}/{name}"), Arc::new(known));
                 }
-                _ => {
-                    warn!(
-                        key,
-                        "a policy of the gate can't be read; its ClientTrust lets nobody in"
-                    );
-                }
+                Err(error) => warn!(
+                    key,
+                    error, "a policy of the gate can't be read; its ClientTrust lets nobody in"
+                ),
             }
         }
         Self(policies)
     }
 
     /// The policy of a trust.
-    pub fn get(&self, trust: &str) -> Option<Arc<TrustPolicy>> {
+    pub fn get(&self, trust: &str) -> Option<Arc<Known>> {
         self.0.get(trust).cloned()
     }
 }
@@ -73,12 +91,21 @@ mod tests {
     #[test]
     fn a_policy_that_can_t_be_read_is_not_known() {
         let good = r#"{"mode":"Required","authorities":["staff"]}"#;
-        let texts = [("shop.good", good), ("shop.bad", "{}"), ("nodot", good), ("shop.text", "x")];
+        // A service over TLS that nobody could verify.
+        let tls = good
+            .replace('}', r#","secondFactor":{"url":{"endpoint":"https://a/","timeout":"1s"}}}"#);
+        let texts = [
+            ("shop.good", good),
+            ("shop.bad", "{}"),
+            ("nodot", good),
+            ("shop.text", "x"),
+            ("shop.tls", &tls),
+        ];
         let data: BTreeMap<_, _> =
             texts.map(|(key, text)| (key.to_owned(), ByteString(text.into()))).into();
         let policies = Policies::read(&Secret { data: Some(data), ..Secret::default() });
         assert_eq!(policies.0.len(), 1);
-        assert_eq!(policies.get("shop/good").unwrap().authorities, ["staff"]);
+        assert_eq!(policies.get("shop/good").unwrap().policy.authorities, ["staff"]);
         assert!(policies.get("shop/bad").is_none());
     }
 }

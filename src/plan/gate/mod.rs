@@ -2,6 +2,7 @@
 //! trusts into one Secret of its own namespace, the only one that the servers may read.
 
 mod allow;
+pub mod authorizer;
 pub mod identities;
 pub mod password;
 
@@ -112,6 +113,7 @@ fn second_factor(
 ) -> Result<Option<SecondFactor>, String> {
     let Some(wanted) = &spec.second_factor else { return Ok(None) };
     if let Some(service) = &wanted.url {
+        authorizer::read(service).map_err(|why| format!("{why}; nobody is let in"))?;
         return Ok(Some(SecondFactor::Url(service.clone())));
     }
     let Some(Passwords { secret_name, key }) = &wanted.basic else {
@@ -164,7 +166,7 @@ pub fn too_large(key: &str, policies: &BTreeMap<String, ByteString>) -> Option<S
     let bytes: usize = policies.iter().map(|(key, policy)| key.len() + policy.0.len()).sum();
     (bytes > SECRET_LIMIT).then(|| {
         format!(
-            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow, select fewer identities, or shorten the lists of users, here or elsewhere",
+            "the gate's policies take {} KiB with that of this ClientTrust, and the Secret {POLICIES} holds {} KiB; shorten spec.allow, select fewer identities, or shorten the lists of users and the caBundles, here or elsewhere",
             bytes.div_ceil(1024),
             SECRET_LIMIT / 1024
         )
@@ -231,6 +233,26 @@ mod tests {
             assert!(told.contains(why) && !told.contains("K7urAYhL"), "{told}");
             assert!(told.starts_with("spec.secondFactor.basic: "), "{told}");
         }
+    }
+
+    #[test]
+    fn a_service_over_tls_is_in_the_policy_with_its_bundle_or_nobody_is_let_in() {
+        let bundle = crate::pki::authority::tests::sample().certificate_pem();
+        let ask = |bundle: &str| {
+            let mut spec: ClientTrustSpec = serde_yaml::from_str(
+                "{authorities: [{name: staff}], targetRefs: [], secondFactor: {url: {endpoint: 'https://a/', caBundle: ''}}}",
+            )
+            .unwrap();
+            spec.second_factor.as_mut().unwrap().url.as_mut().unwrap().ca_bundle =
+                Some(bundle.to_owned());
+            policy(&ClientTrust::new("clients", spec), Certificates::default(), None).unwrap()
+        };
+        let text = serde_json::to_string(&ask(&bundle).unwrap()).unwrap();
+        // By its length it counts towards the Secret's limit.
+        assert!(text.contains(&bundle.replace('\n', "\\n")), "{text}");
+        let told = ask("-----BEGIN").unwrap_err();
+        assert!(told.starts_with("spec.secondFactor.url.caBundle: "), "{told}");
+        assert!(told.ends_with("; nobody is let in"), "{told}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use tracing::info;
 
-pub use authorizer::Authorizers;
+pub use authorizer::{Authorizers, Service};
 pub use form::{ENVOY, Form, HAPROXY, NGINX, TRAEFIK};
 pub use password::Passwords;
 
@@ -283,7 +283,7 @@ impl Gate {
 
     /// Does a trust ask for a second factor, as far as it is known here?
     fn asks_for_more(&self, trust: &str) -> bool {
-        self.policies.load().get(trust).is_some_and(|own| own.second_factor.is_some())
+        self.policies.load().get(trust).is_some_and(|own| own.policy.second_factor.is_some())
     }
 
     /// Decides by the question and by the policy of the trust: about the certificate that the client showed, and
@@ -299,11 +299,12 @@ impl Gate {
         let Some(trust) = policy.trust.clone() else {
             return decide(&self.view.load(), stale_at, &policy, leaf, now);
         };
-        let own = self.policies.load().get(&trust).ok_or(Refusal::UnknownPolicy)?;
-        decide(&self.view.load(), stale_at, &policy.narrowed(&own)?, leaf, now)?;
+        let known = self.policies.load().get(&trust).ok_or(Refusal::UnknownPolicy)?;
+        let own = &known.policy;
+        decide(&self.view.load(), stale_at, &policy.narrowed(own)?, leaf, now)?;
         if let (Some(allow), Some(leaf)) = (&own.allow, leaf) {
             let names = client_names(leaf).map_err(|_| Refusal::BadCertificate)?;
-            if !admits(allow, &names) && !is_selected(&self.view.load(), &own, leaf) {
+            if !admits(allow, &names) && !is_selected(&self.view.load(), own, leaf) {
                 return Err(Refusal::NotAllowed);
             }
         }
@@ -313,7 +314,10 @@ impl Gate {
         match &own.second_factor {
             None => Ok(()),
             Some(SecondFactor::Basic(users)) => self.passwords.check(&trust, users, said).await,
-            Some(SecondFactor::Url(service)) => self.authorizers.check(service, said, leaf).await,
+            Some(SecondFactor::Url(_)) => {
+                let service = known.service.as_ref().ok_or(Refusal::NoAuthorizer)?;
+                self.authorizers.check(service, said, leaf).await
+            }
         }
     }
 }
