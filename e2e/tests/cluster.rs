@@ -101,23 +101,35 @@ async fn a1_the_examples_work_as_they_are() {
         maps.get_opt("client-ca").await.expect("an answer").is_none().then_some(())
     })
     .await;
-    write_files(
-        &secrets.get("laptop-tls").await.expect("a Secret"),
-        &["tls.crt", "tls.key"],
-        files.path(),
-    );
+    for identity in ["laptop", "app"] {
+        let folder = files.path().join(identity);
+        fs::create_dir(&folder).expect("a folder");
+        let secret = secrets.get(&format!("{identity}-tls")).await.expect("a Secret");
+        write_files(&secret, &["tls.crt", "tls.key"], &folder);
+    }
     let ca = files.path().join("server.pem");
-    let shop =
-        |identity: bool| curl_with("shop.example.com", &ca, identity.then_some(files.path()), None);
-    eventually("the laptop is let in", || async { (shop(true).status == 200).then_some(()) }).await;
-    eventually("nobody else is", || async { (shop(false).status == 0).then_some(()) }).await;
+    let shop = |identity: Option<&str>| {
+        let folder = identity.map(|identity| files.path().join(identity));
+        curl_with("shop.example.com", &ca, folder.as_deref(), None).status
+    };
+    let until = async |identity: Option<&str>, status: u16| {
+        eventually(&format!("{identity:?} gets {status}"), || async {
+            (shop(identity) == status).then_some(())
+        })
+        .await;
+    };
+    for (identity, status) in [(Some("laptop"), 200), (Some("app"), 200), (None, 0)] {
+        until(identity, status).await;
+    }
+    apply("16-allow-clients.yaml");
+    until(Some("app"), 403).await;
+    until(Some("laptop"), 200).await;
+    kubectl(&["-n", ns, "label", "clientidentity", "app", "shop=allowed"], "");
+    until(Some("app"), 200).await;
 
     let started = Instant::now();
     apply("06-revocation.yaml");
-    eventually("the stolen laptop is refused", || async {
-        (shop(true).status == 403).then_some(())
-    })
-    .await;
+    until(Some("laptop"), 403).await;
     println!("refused {:.1} s after the revocation was applied", started.elapsed().as_secs_f64());
     let revocations: Api<CertificateRevocation> = Api::namespaced(client.clone(), ns);
     wait_for(&revocations, "laptop-stolen", PUBLISHED, "True", "Published").await;
@@ -551,6 +563,9 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
         ("update", "deployments", "apps"),
         ("list", "deployments", "apps"),
         ("patch", "replicasets", "apps"),
+        ("create", "extensionservices", "projectcontour.io"),
+        ("create", "referencegrants", "gateway.networking.k8s.io"),
+        ("list", "referencegrants", "gateway.networking.k8s.io"),
     ] {
         assert!(
             !may(&client, CONTROLLER, verb, resource, group, &ns).await,
@@ -558,6 +573,13 @@ async fn d1_the_rights_are_the_least_and_the_policy_guards_foreign_secrets() {
         );
     }
     assert!(may(&client, CONTROLLER, "create", "secrets", "", &ns).await);
+    // What data planes need to ask the gate stands in the operator's namespace.
+    for (resource, group) in [
+        ("extensionservices", "projectcontour.io"),
+        ("referencegrants", "gateway.networking.k8s.io"),
+    ] {
+        assert!(may(&client, CONTROLLER, "create", resource, group, OPERATOR).await, "{resource}");
+    }
 
     // RBAC would let the controller change any Secret; the admission policy does not.
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &ns);

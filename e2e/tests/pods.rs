@@ -18,7 +18,7 @@ use support::data_plane::{DataPlane, Refusal};
 use support::envoy_gateway::EnvoyGateway;
 use support::haproxy_ingress::HaproxyIngress;
 use support::shop::{Shop, trust_yaml};
-use support::{condition, create, delete, eventually, kubectl, wait_for};
+use support::{condition, create, delete, eventually, kubectl, patch, wait_for};
 
 /// How long a revoked client may get in.
 const BOUND: Duration = Duration::from_secs(30);
@@ -50,6 +50,17 @@ async fn story<P: DataPlane>(shop: Shop) {
     println!("{}: refused {:.1} s after the revocation", P::NAME, after.as_secs_f64());
     assert!(after < BOUND, "{}: {after:?}", P::NAME);
     shop.until("nobody else is refused", Some("good"), 200).await;
+
+    // The gate of the chart decides who may pass.
+    shop.identity("other", &staff).await;
+    shop.until("everybody of the staff is let in", Some("other"), 200).await;
+    let spec = json!({"allow": {"commonNames": ["good"]}, "forwardIdentity": "ClientCert"});
+    patch(&trusts, "clients", json!({"spec": spec})).await;
+    shop.until("a client that is not allowed is refused", Some("other"), 403).await;
+    shop.until("the one that is allowed is let in", Some("good"), 200).await;
+    wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    let answer = shop.ask(Some("good"), None);
+    assert!(Shop::client_cert(&answer).is_some_and(|told| told.starts_with(":MI")), "{answer:?}");
 
     delete(&trusts, "clients").await;
     shop.until("the shop is open again", None, 200).await;
