@@ -12,6 +12,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,9 +152,19 @@ struct ServeArgs {
     /// Where CRLs are served.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     crl_listen: SocketAddr,
-    /// Where the gate answers.
-    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS")]
-    gate_listen: SocketAddr,
+    /// Where the gate answers whoever asks, over plain HTTP; `none` when callers ask over TLS alone.
+    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS|none")]
+    gate_listen: Address,
+    /// Where the gate answers over TLS callers who show a certificate.
+    #[arg(long, value_name = "ADDRESS", requires_all = ["gate_tls", "gate_callers"])]
+    gate_tls_listen: Option<SocketAddr>,
+    /// Folder with the gate's certificate and key, tls.crt and tls.key. They may come later, and are read again when
+    /// they change.
+    #[arg(long, value_name = "FOLDER", requires = "gate_tls_listen")]
+    gate_tls: Option<PathBuf>,
+    /// Name of the ClientAuthority whose certificates these callers show.
+    #[arg(long, value_name = "AUTHORITY", requires = "gate_tls_listen", value_parser = authority_name)]
+    gate_callers: Option<String>,
     /// For so long the gate answers by CRLs of which the API server does not say that they are still the published
     /// ones; then it refuses everybody. At least 5m: the API server says a word a minute. A CRL is never answered
     /// by past its nextUpdate.
@@ -172,6 +183,29 @@ struct ServeArgs {
     /// Folder for copies of the last good CRLs: with it a restart while the API server is down serves on.
     #[arg(long, env = "CRL_CACHE", value_name = "FOLDER")]
     crl_cache: Option<PathBuf>,
+}
+
+/// Where to listen, if anywhere.
+#[derive(Clone, Copy, Debug)]
+struct Address(Option<SocketAddr>);
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let address = text.parse().map_err(|error| format!("{error}, nor \"none\""));
+        address.map(|address| Self(Some(address)))
+    }
+}
+
+/// The name of a ClientAuthority, which is a DNS label.
+fn authority_name(text: &str) -> Result<String, String> {
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = (1..=63).contains(&text.len()) && text.chars().all(letters);
+    good.then(|| text.to_owned()).ok_or_else(|| "it is no name of a ClientAuthority".to_owned())
 }
 
 /// A dead watch is noticed after three minutes and begun anew: a shorter bound would shut out everybody for that.
@@ -268,10 +302,18 @@ impl TokenArgs {
 }
 
 fn run_server(args: ServeArgs) -> Result<(), String> {
+    let gate_tls = match (args.gate_tls_listen, args.gate_tls, args.gate_callers) {
+        (Some(listen), Some(folder), Some(callers)) => {
+            Some(serve::run::GateTls { listen, folder, callers })
+        }
+        // clap takes all of them or none.
+        _ => None,
+    };
     let config = serve::run::Config {
         namespace: args.process.namespace.clone(),
         crl_listen: args.crl_listen,
-        gate_listen: args.gate_listen,
+        gate_listen: args.gate_listen.0,
+        gate_tls,
         gate_max_staleness: args.gate_max_staleness,
         second_factor_networks: args.second_factor_networks,
         crl_cache: args.crl_cache,

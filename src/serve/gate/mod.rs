@@ -6,6 +6,7 @@
 //! missing or wrong; and never 5xx, which Envoy takes for a failure of the gate and may have been told to let pass.
 
 mod authorizer;
+mod callers;
 mod ext_authz;
 mod form;
 mod password;
@@ -24,6 +25,7 @@ use rustls_pki_types::CertificateDer;
 use tracing::info;
 
 pub use authorizer::{Authorizers, Service};
+pub use callers::{Caller, Callers, guarded};
 pub use form::{ENVOY, Form, HAPROXY, NGINX, TRAEFIK};
 pub use password::Passwords;
 
