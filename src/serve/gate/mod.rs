@@ -390,7 +390,12 @@ pub(crate) mod tests {
     }
 
     fn view(ca: &CertificateAuthority, revoked: &[Entry]) -> View {
-        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
+        view_until(ca, "2026-06-07T00:00:00Z", revoked)
+    }
+
+    /// The view of a CA of the authority `staff` with a CRL until this time.
+    pub fn view_until(ca: &CertificateAuthority, next: &str, revoked: &[Entry]) -> View {
+        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant(next));
         let der = crl::sign(ca, CrlNumber(1), this, next, revoked).unwrap();
         let key = CaKey::first("staff");
         View::default().with(&head(&key, ca, &der, CrlNumber(1)))
