@@ -111,6 +111,12 @@ struct ControllerArgs {
         default_value = "http://countersign-server.countersign.svc:8081"
     )]
     gate_url: String,
+    /// Base URL of the gate over TLS: data planes that can show a certificate ask it there, Traefik so far.
+    #[arg(long, env = "GATE_TLS_URL", value_name = "URL", requires = "gate_callers", value_parser = https_url)]
+    gate_tls_url: Option<String>,
+    /// Name of the ClientAuthority of these certificates, and of the gate's own.
+    #[arg(long, env = "GATE_CALLERS", value_name = "AUTHORITY", requires = "gate_tls_url", value_parser = authority_name)]
+    gate_callers: Option<String>,
     /// Run the canaries that ClientTrusts ask for.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "true|false")]
     canaries: bool,
@@ -201,6 +207,14 @@ impl FromStr for Address {
     }
 }
 
+/// An https:// URL without anything behind host and port, but for a slash.
+fn https_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
+    let good = |host: &&str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
+    let host = host.filter(good).ok_or("it must be of the form https://<host>:<port>")?;
+    Ok(format!("https://{host}"))
+}
+
 /// The name of a ClientAuthority, which is a DNS label.
 fn authority_name(text: &str) -> Result<String, String> {
     let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -272,6 +286,10 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         lease_duration: Duration::from_secs(args.lease_seconds),
         concurrency: args.concurrency.into(),
         gate_url: args.gate_url.trim_end_matches('/').to_owned(),
+        gate_tls: args
+            .gate_tls_url
+            .zip(args.gate_callers)
+            .map(|(url, callers)| controller::run::GateTls { url, callers }),
         canary: controller::canary::Settings {
             enabled: args.canaries,
             networks: args.canary_networks,
