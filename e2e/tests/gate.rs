@@ -1058,20 +1058,17 @@ async fn identities_get_in_as_long_as_the_trust_selects_them() {
     scene.until(&near, Some("good"), &[], 403).await;
 }
 
-/// The authority of the gate's callers as the chart has it.
-const CALLERS: &str = r#"
-metadata: {name: callers}
-spec:
-  selfSigned: {commonName: Callers of the gate}
-  allow:
-    usages: [client auth, server auth]
-    rules:
-    - expression: >-
-        namespaceObject.metadata.name == 'countersign'
-        || (identity.commonName == 'countersign-gate-caller' && size(identity.usages) == 1
-        && size(identity.dnsNames) == 0 && size(identity.emailAddresses) == 0 && size(identity.uris) == 0
-        && size(identity.ipAddresses) == 0 && size(identity.userPrincipalNames) == 0)
-"#;
+/// The authority of the gate's callers, `callers`, and the gate's own identity of that name, as the chart has them.
+fn callers() -> [String; 2] {
+    let chart = fixture("charts/countersign/templates/callers.yaml")
+        .replace("{{ $name }}", "callers")
+        .replace("{{ .Release.Namespace }}", NAMESPACE)
+        .replace("{{ $host }}.svc", "localhost");
+    let lines = chart.lines().filter(|line| !line.contains("{{"));
+    let objects = lines.collect::<Vec<_>>().join("\n");
+    let (authority, identity) = objects.split_once("\n---\n").expect("two objects");
+    [authority.to_owned(), identity.to_owned()]
+}
 
 /// What the gate says over TLS to whoever shows a certificate of this name, or none.
 fn asked_over_tls(scene: &Scene, port: u16, caller: Option<&str>, version: &str) -> u16 {
@@ -1120,7 +1117,8 @@ async fn the_gate_answers_traefik_by_its_certificate_and_nobody_else() {
 
     // The callers' authority comes, and vouches for Traefik.
     let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
-    create(&authorities, CALLERS).await;
+    let [authority, identity] = callers();
+    create(&authorities, &authority).await;
     let caller = "countersign-guarded-gate";
     let identities: Api<ClientIdentity> = scene.api();
     wait_for(&identities, caller, READY, "True", "Issued").await;
@@ -1139,12 +1137,10 @@ async fn the_gate_answers_traefik_by_its_certificate_and_nobody_else() {
 
     // The gate's own certificate comes.
     let home: Api<ClientIdentity> = Api::namespaced(scene.client.clone(), NAMESPACE);
-    let yaml = "{metadata: {name: gate}, spec: {authorityRef: {name: callers}, commonName: countersign-gate, \
-                dnsNames: [localhost], usages: [client auth, server auth], secretName: gate-tls}}";
-    create(&home, yaml).await;
-    wait_for(&home, "gate", READY, "True", "Issued").await;
+    create(&home, &identity).await;
+    wait_for(&home, "callers", READY, "True", "Issued").await;
     let secrets: Api<Secret> = Api::namespaced(scene.client.clone(), NAMESPACE);
-    let own_secret = secrets.get("gate-tls").await.expect("a Secret");
+    let own_secret = secrets.get("callers-tls").await.expect("a Secret");
     fs::create_dir_all(&own).expect("a folder");
     write_files(&own_secret, &files, &own);
     scene.until(&guarded, Some("good"), &[], 200).await;
