@@ -386,3 +386,61 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
     }
     stop.send_replace(true);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Command, String> {
+        let arguments = ["countersign"].into_iter().chain(arguments.split(' '));
+        Cli::try_parse_from(arguments).map(|cli| cli.command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_authenticates_callers_is_given_together() {
+        let listen = "--gate-tls-listen=127.0.0.1:8444";
+        let (folder, url) = ("--gate-tls=/tls", "--gate-tls-url=https://gate:8444");
+        let callers = "--gate-callers=callers";
+        for (arguments, missing) in [
+            (format!("serve {listen} {folder} {callers}"), None),
+            (format!("serve {listen} {folder}"), Some("--gate-callers")),
+            (format!("serve {listen} {callers}"), Some("--gate-tls")),
+            (format!("serve {folder} {callers}"), Some("--gate-tls-listen")),
+            (format!("controller {url} {callers}"), None),
+            (format!("controller {url}"), Some("--gate-callers")),
+            (format!("controller {callers}"), Some("--gate-tls-url")),
+        ] {
+            match (parse(&arguments), missing) {
+                (Ok(_), None) => {}
+                (Err(why), Some(missing)) => assert!(why.contains(missing), "{arguments}: {why}"),
+                (told, _) => panic!("{arguments}: {:?}", told.err()),
+            }
+        }
+        for bad in ["http://gate:8444", "https://", "https://gate/x", "https://gate?x", "gate"] {
+            let why = parse(&format!("controller --gate-tls-url={bad} {callers}")).err();
+            assert!(why.is_some_and(|why| why.contains("https://<host>:<port>")), "{bad}");
+        }
+        let bad = parse(&format!("controller {url} --gate-callers=a&authority=b")).err();
+        assert!(bad.is_some_and(|why| why.contains("no name of a ClientAuthority")));
+        let controller = parse(&format!("controller {url}/ {callers}"));
+        let Ok(Command::Controller(args)) = controller else { panic!("no controller") };
+        assert_eq!(args.gate_tls_url.as_deref(), Some("https://gate:8444"));
+    }
+
+    #[test]
+    fn the_plain_port_of_the_gate_can_be_turned_off() {
+        for (argument, expected) in
+            [("none", Some(None)), ("127.0.0.1:81", Some(Some("127.0.0.1:81"))), ("off", None)]
+        {
+            let parsed = match parse(&format!("serve --gate-listen={argument}")) {
+                Ok(Command::Serve(args)) => Some(args.gate_listen.0.map(|a| a.to_string())),
+                Ok(_) => panic!("no server"),
+                Err(why) => {
+                    assert!(why.contains("nor \"none\""), "{why}");
+                    None
+                }
+            };
+            assert_eq!(parsed, expected.map(|a| a.map(str::to_owned)), "{argument}");
+        }
+    }
+}
