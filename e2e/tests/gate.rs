@@ -1212,6 +1212,7 @@ async fn the_gate_answers_traefik_by_its_certificate_and_nobody_else() {
     scene.operator.take().expect("it runs").kill();
     scene.kubectl(&["-n", namespace, "delete", "secret", caller], "");
     scene.until(&guarded, Some("good"), &[], 404).await;
+    assert_eq!(scene.ask(&guarded, None, &[]).status, 0, "it asks for certificates still");
     let gate = format!("--gate-url=http://127.0.0.1:{}", scene.server.gate);
     let arguments = [&*gate, &*of_controller[0], &*of_controller[1]];
     scene.operator = Some(Operator::start_as(&scene.plane, "controller", &arguments));
