@@ -62,14 +62,21 @@ impl Scene {
     /// `good` and `stolen` are clients of the authority `clients`, which the gate is asked about, and `stranger` is
     /// one of another, which the data planes trust too.
     async fn new() -> Self {
+        Self::start(&[], &[]).await
+    }
+
+    /// The same, with further arguments of the server and of the controller.
+    async fn start(of_server: &[String], of_controller: &[String]) -> Self {
         let (plane, client) = control_plane().await;
         grant(&client).await;
         let kubeconfig = plane.kubeconfig("server").display().to_string();
         let environment =
             [("KUBECONFIG", kubeconfig), ("SECOND_FACTOR_NETWORKS", "127.0.0.0/8".to_owned())];
-        let server = Server::start_in(&plane, None, &environment);
+        let server = Server::start_with(&plane, &environment, of_server);
         let gate = format!("--gate-url=http://127.0.0.1:{}", server.gate);
-        let operator = Operator::start_as(&plane, "controller", &[&gate]);
+        let mut arguments = vec![&*gate];
+        arguments.extend(of_controller.iter().map(String::as_str));
+        let operator = Operator::start_as(&plane, "controller", &arguments);
         let namespace = namespace(&client, "gate").await;
         let files = tempfile::Builder::new().prefix("countersign-").tempdir().expect("a folder");
         write_server_certificate(files.path());
@@ -1049,4 +1056,170 @@ async fn identities_get_in_as_long_as_the_trust_selects_them() {
     scene.until(&near, Some("good"), &[], 200).await;
     scene.kubectl(&["-n", namespace, "delete", "clientidentity", "good"], "");
     scene.until(&near, Some("good"), &[], 403).await;
+}
+
+/// The authority of the gate's callers, `callers`, and the gate's own identity of that name, as the chart has them.
+fn callers() -> [String; 2] {
+    let chart = fixture("charts/countersign/templates/callers.yaml")
+        .replace("{{ $name }}", "callers")
+        .replace("{{ .Release.Namespace }}", NAMESPACE)
+        .replace("{{ $host }}.svc", "localhost");
+    let lines = chart.lines().filter(|line| !line.contains("{{"));
+    let objects = lines.collect::<Vec<_>>().join("\n");
+    let (authority, identity) = objects.split_once("\n---\n").expect("two objects");
+    [authority.to_owned(), identity.to_owned()]
+}
+
+/// What the gate says over TLS to whoever shows a certificate of this name, or none.
+fn asked_over_tls(scene: &Scene, port: u16, caller: Option<&str>, version: &str) -> u16 {
+    let file = |name: &str, file: &str| scene.path(name).join(file).display().to_string();
+    let url = format!("https://localhost:{port}/gate/traefik?mode=Optional&authority=clients");
+    let mut arguments =
+        vec![version.to_owned(), "--cacert".to_owned(), file("caller", "ca.crt"), url];
+    if let Some(name) = caller {
+        let pair = ["--cert".into(), file(name, "tls.crt"), "--key".into(), file(name, "tls.key")];
+        arguments.extend(pair);
+    }
+    curl(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).status
+}
+
+#[tokio::test]
+async fn the_gate_answers_traefik_by_its_certificate_and_nobody_else() {
+    let [port] = free_ports();
+    let folder = tempfile::tempdir().expect("a folder");
+    let own = folder.path().join("tls");
+    let of_server = [
+        "--gate-listen=none".to_owned(),
+        format!("--gate-tls-listen=127.0.0.1:{port}"),
+        format!("--gate-tls={}", own.display()),
+        "--gate-callers=callers".to_owned(),
+    ];
+    let of_controller =
+        [format!("--gate-tls-url=https://localhost:{port}/"), "--gate-callers=callers".to_owned()];
+    let mut scene = Scene::start(&of_server, &of_controller).await;
+    let service = scene.prepare_traefik();
+    let trust = guarded(&scene, "guarded", "mode: Required");
+    scene.kubectl(&["apply", "-f", "-"], &(service + &trust));
+    let trusts: Api<ClientTrust> = scene.api();
+    let told = wait_for(&trusts, "guarded", READY, "False", "NotProgrammed").await;
+    let told = told.status.expect("a status").conditions[0].message.clone();
+    assert!(told.contains("waits for ClientIdentity \"countersign-guarded-gate\""), "{told}");
+    let traefik = traefik(&scene);
+    let guarded = traefik.programmed("guarded.example.com");
+    let closed = async |what: &str| {
+        eventually(what, || async {
+            let told = scene.ask(&guarded, Some("good"), &[]);
+            [403, 404, 500].contains(&told.status).then_some(())
+        })
+        .await;
+    };
+    closed("without a caller's certificate nobody gets in").await;
+
+    // The callers' authority comes, and vouches for Traefik.
+    let authorities: Api<ClientAuthority> = Api::all(scene.client.clone());
+    let [authority, identity] = callers();
+    create(&authorities, &authority).await;
+    let caller = "countersign-guarded-gate";
+    let identities: Api<ClientIdentity> = scene.api();
+    wait_for(&identities, caller, READY, "True", "Issued").await;
+    wait_for(&trusts, "guarded", READY, "True", "Programmed").await;
+    fs::create_dir_all(scene.path("caller")).expect("a folder");
+    let files = ["tls.crt", "tls.key", "ca.crt"];
+    let take = async || {
+        let secret = scene.api::<Secret>().get(caller).await.expect("a Secret");
+        write_files(&secret, &files, &scene.path("caller"));
+    };
+    take().await;
+    closed("the gate has no certificate").await;
+    let log = scene.plane.folder().join("server.log");
+    let log = || fs::read_to_string(&log).expect("a log");
+    assert_eq!(log().matches("the certificate of the gate can't be used").count(), 1);
+
+    // The gate's own certificate comes.
+    let home: Api<ClientIdentity> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    create(&home, &identity).await;
+    wait_for(&home, "callers", READY, "True", "Issued").await;
+    let secrets: Api<Secret> = Api::namespaced(scene.client.clone(), NAMESPACE);
+    let own_secret = secrets.get("callers-tls").await.expect("a Secret");
+    fs::create_dir_all(&own).expect("a folder");
+    write_files(&own_secret, &files, &own);
+    scene.until(&guarded, Some("good"), &[], 200).await;
+    assert_eq!(scene.ask(&guarded, None, &[]).status, 0);
+
+    // Who is no caller is told nothing, and a caller is no client.
+    for version in ["--http1.1", "--http2"] {
+        assert_eq!(asked_over_tls(&scene, port, Some("caller"), version), 200);
+        for nobody in [None, Some("good"), Some("stranger")] {
+            assert_eq!(asked_over_tls(&scene, port, nobody, version), 0, "{nobody:?}");
+        }
+    }
+    assert_eq!(scene.ask(&guarded, Some("caller"), &[]).status, 0);
+    let plain = format!("http://127.0.0.1:{}/gate/traefik", scene.server.gate);
+    assert_eq!(curl(&[&plain]).status, 0, "the plain port is off");
+    let refused =
+        scene.server.metric("countersign_gate_decisions_total{decision=\"caller_refused\"}");
+    assert!(refused.is_some_and(|refused| refused >= 4.0), "{refused:?}");
+
+    // A name in another namespace is not the gate's, nor are other names a caller's.
+    for (name, spec) in [
+        ("server", "commonName: countersign-gate-caller, usages: [client auth, server auth]"),
+        ("named", "commonName: countersign-gate-caller, dnsNames: [localhost]"),
+        ("other", "commonName: other"),
+    ] {
+        let yaml = format!(
+            "{{metadata: {{name: {name}}}, spec: {{authorityRef: {{name: callers}}, {spec}, secretName: {name}-tls}}}}"
+        );
+        create(&identities, &yaml).await;
+        wait_for(&identities, name, READY, "False", "NotAllowed").await;
+    }
+
+    // Another certificate of the gate is taken up: one that nobody trusts, and again a good one.
+    let pem = fs::read_to_string(scene.path("server.pem")).expect("a certificate");
+    let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY").expect("a key"));
+    fs::write(own.join("tls.crt"), certificate).expect("written");
+    fs::write(own.join("tls.key"), key).expect("written");
+    eventually("another certificate is shown", || async {
+        (asked_over_tls(&scene, port, Some("caller"), "--http1.1") == 0).then_some(())
+    })
+    .await;
+    write_files(&own_secret, &files, &own);
+    eventually("the good certificate is shown again", || async {
+        (asked_over_tls(&scene, port, Some("caller"), "--http1.1") == 200).then_some(())
+    })
+    .await;
+    scene.until(&guarded, Some("good"), &[], 200).await;
+
+    // A caller whose certificate is revoked is refused, over open connections too, until there is another one.
+    let begun = std::time::Instant::now();
+    scene.revoke(caller).await;
+    eventually("the caller is refused", || async {
+        (asked_over_tls(&scene, port, Some("caller"), "--http2") == 0).then_some(())
+    })
+    .await;
+    closed("the gate refuses Traefik").await;
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    let told = wait_for(&trusts, "guarded", READY, "False", "NotProgrammed").await;
+    assert!(told.status.expect("a status").conditions[0].message.contains(caller));
+    let namespace = scene.namespace.as_str();
+    scene.kubectl(&["-n", namespace, "delete", "certificaterevocation", caller], "");
+    scene.until(&guarded, Some("good"), &[], 200).await;
+    wait_for(&trusts, "guarded", READY, "True", "Programmed").await;
+    assert_eq!(asked_over_tls(&scene, port, Some("caller"), "--http2"), 0, "the revoked one");
+    take().await;
+    assert_eq!(asked_over_tls(&scene, port, Some("caller"), "--http2"), 200);
+
+    // Without the Secret Traefik serves nobody.
+    scene.operator.take().expect("it runs").kill();
+    scene.kubectl(&["-n", namespace, "delete", "secret", caller], "");
+    scene.until(&guarded, Some("good"), &[], 404).await;
+    assert_eq!(scene.ask(&guarded, None, &[]).status, 0, "it asks for certificates still");
+    let gate = format!("--gate-url=http://127.0.0.1:{}", scene.server.gate);
+    let arguments = [&*gate, &*of_controller[0], &*of_controller[1]];
+    scene.operator = Some(Operator::start_as(&scene.plane, "controller", &arguments));
+    scene.until(&guarded, Some("good"), &[], 200).await;
+
+    // With the trust the identity goes, once the garbage collector has seen it.
+    let identity = identities.get(caller).await.expect("an identity");
+    let owners = identity.metadata.owner_references.unwrap_or_default();
+    assert!(owners.iter().any(|owner| owner.kind == "ClientTrust" && owner.name == "guarded"));
 }

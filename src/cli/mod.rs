@@ -12,6 +12,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +111,12 @@ struct ControllerArgs {
         default_value = "http://countersign-server.countersign.svc:8081"
     )]
     gate_url: String,
+    /// Base URL of the gate over TLS: data planes that can show a certificate ask it there, Traefik so far.
+    #[arg(long, env = "GATE_TLS_URL", value_name = "URL", requires = "gate_callers", value_parser = https_url)]
+    gate_tls_url: Option<String>,
+    /// Name of the ClientAuthority of these certificates, and of the gate's own.
+    #[arg(long, env = "GATE_CALLERS", value_name = "AUTHORITY", requires = "gate_tls_url", value_parser = authority_name)]
+    gate_callers: Option<String>,
     /// Run the canaries that ClientTrusts ask for.
     #[arg(long, action = ArgAction::Set, default_value_t = true, value_name = "true|false")]
     canaries: bool,
@@ -151,9 +158,19 @@ struct ServeArgs {
     /// Where CRLs are served.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     crl_listen: SocketAddr,
-    /// Where the gate answers.
-    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS")]
-    gate_listen: SocketAddr,
+    /// Where the gate answers whoever asks, over plain HTTP; `none` when callers ask over TLS alone.
+    #[arg(long, default_value = "0.0.0.0:8081", value_name = "ADDRESS|none")]
+    gate_listen: Address,
+    /// Where the gate answers over TLS callers who show a certificate.
+    #[arg(long, value_name = "ADDRESS", requires_all = ["gate_tls", "gate_callers"])]
+    gate_tls_listen: Option<SocketAddr>,
+    /// Folder with the gate's certificate and key, tls.crt and tls.key. They may come later, and are read again when
+    /// they change.
+    #[arg(long, value_name = "FOLDER", requires = "gate_tls_listen")]
+    gate_tls: Option<PathBuf>,
+    /// Name of the ClientAuthority whose certificates these callers show.
+    #[arg(long, value_name = "AUTHORITY", requires = "gate_tls_listen", value_parser = authority_name)]
+    gate_callers: Option<String>,
     /// For so long the gate answers by CRLs of which the API server does not say that they are still the published
     /// ones; then it refuses everybody. At least 5m: the API server says a word a minute. A CRL is never answered
     /// by past its nextUpdate.
@@ -172,6 +189,37 @@ struct ServeArgs {
     /// Folder for copies of the last good CRLs: with it a restart while the API server is down serves on.
     #[arg(long, env = "CRL_CACHE", value_name = "FOLDER")]
     crl_cache: Option<PathBuf>,
+}
+
+/// Where to listen, if anywhere.
+#[derive(Clone, Copy, Debug)]
+struct Address(Option<SocketAddr>);
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let address = text.parse().map_err(|error| format!("{error}, nor \"none\""));
+        address.map(|address| Self(Some(address)))
+    }
+}
+
+/// An https:// URL without anything behind host and port, but for a slash.
+fn https_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
+    let good = |host: &&str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
+    let host = host.filter(good).ok_or("it must be of the form https://<host>:<port>")?;
+    Ok(format!("https://{host}"))
+}
+
+/// The name of a ClientAuthority, which is a DNS label.
+fn authority_name(text: &str) -> Result<String, String> {
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = (1..=63).contains(&text.len()) && text.chars().all(letters);
+    good.then(|| text.to_owned()).ok_or_else(|| "it is no name of a ClientAuthority".to_owned())
 }
 
 /// A dead watch is noticed after three minutes and begun anew: a shorter bound would shut out everybody for that.
@@ -238,6 +286,10 @@ fn run_controller(args: ControllerArgs) -> Result<(), String> {
         lease_duration: Duration::from_secs(args.lease_seconds),
         concurrency: args.concurrency.into(),
         gate_url: args.gate_url.trim_end_matches('/').to_owned(),
+        gate_tls: args
+            .gate_tls_url
+            .zip(args.gate_callers)
+            .map(|(url, callers)| controller::run::GateTls { url, callers }),
         canary: controller::canary::Settings {
             enabled: args.canaries,
             networks: args.canary_networks,
@@ -268,10 +320,18 @@ impl TokenArgs {
 }
 
 fn run_server(args: ServeArgs) -> Result<(), String> {
+    let gate_tls = match (args.gate_tls_listen, args.gate_tls, args.gate_callers) {
+        (Some(listen), Some(folder), Some(callers)) => {
+            Some(serve::run::GateTls { listen, folder, callers })
+        }
+        // clap takes all of them or none.
+        _ => None,
+    };
     let config = serve::run::Config {
         namespace: args.process.namespace.clone(),
         crl_listen: args.crl_listen,
-        gate_listen: args.gate_listen,
+        gate_listen: args.gate_listen.0,
+        gate_tls,
         gate_max_staleness: args.gate_max_staleness,
         second_factor_networks: args.second_factor_networks,
         crl_cache: args.crl_cache,
@@ -325,4 +385,62 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
         () = wait(SignalKind::interrupt()) => {}
     }
     stop.send_replace(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Command, String> {
+        let arguments = ["countersign"].into_iter().chain(arguments.split(' '));
+        Cli::try_parse_from(arguments).map(|cli| cli.command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_authenticates_callers_is_given_together() {
+        let listen = "--gate-tls-listen=127.0.0.1:8444";
+        let (folder, url) = ("--gate-tls=/tls", "--gate-tls-url=https://gate:8444");
+        let callers = "--gate-callers=callers";
+        for (arguments, missing) in [
+            (format!("serve {listen} {folder} {callers}"), None),
+            (format!("serve {listen} {folder}"), Some("--gate-callers")),
+            (format!("serve {listen} {callers}"), Some("--gate-tls")),
+            (format!("serve {folder} {callers}"), Some("--gate-tls-listen")),
+            (format!("controller {url} {callers}"), None),
+            (format!("controller {url}"), Some("--gate-callers")),
+            (format!("controller {callers}"), Some("--gate-tls-url")),
+        ] {
+            match (parse(&arguments), missing) {
+                (Ok(_), None) => {}
+                (Err(why), Some(missing)) => assert!(why.contains(missing), "{arguments}: {why}"),
+                (told, _) => panic!("{arguments}: {:?}", told.err()),
+            }
+        }
+        for bad in ["http://gate:8444", "https://", "https://gate/x", "https://gate?x", "gate"] {
+            let why = parse(&format!("controller --gate-tls-url={bad} {callers}")).err();
+            assert!(why.is_some_and(|why| why.contains("https://<host>:<port>")), "{bad}");
+        }
+        let bad = parse(&format!("controller {url} --gate-callers=a&authority=b")).err();
+        assert!(bad.is_some_and(|why| why.contains("no name of a ClientAuthority")));
+        let controller = parse(&format!("controller {url}/ {callers}"));
+        let Ok(Command::Controller(args)) = controller else { panic!("no controller") };
+        assert_eq!(args.gate_tls_url.as_deref(), Some("https://gate:8444"));
+    }
+
+    #[test]
+    fn the_plain_port_of_the_gate_can_be_turned_off() {
+        for (argument, expected) in
+            [("none", Some(None)), ("127.0.0.1:81", Some(Some("127.0.0.1:81"))), ("off", None)]
+        {
+            let parsed = match parse(&format!("serve --gate-listen={argument}")) {
+                Ok(Command::Serve(args)) => Some(args.gate_listen.0.map(|a| a.to_string())),
+                Ok(_) => panic!("no server"),
+                Err(why) => {
+                    assert!(why.contains("nor \"none\""), "{why}");
+                    None
+                }
+            };
+            assert_eq!(parsed, expected.map(|a| a.map(str::to_owned)), "{argument}");
+        }
+    }
 }

@@ -1,11 +1,13 @@
-//! TLS as a client who asks one question over each connection.
+//! TLS: as a client who asks one question over each connection, and as a server that knows its callers.
 
 use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The cryptography that is used.
@@ -35,5 +37,22 @@ pub fn client(
     // In a resumed session nobody shows a certificate again.
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config.into())
+}
+
+/// A server that speaks HTTP/1.1 and HTTP/2 with those whom `callers` takes, by the certificate that is in use at
+/// each handshake.
+pub fn server(
+    callers: Arc<dyn ClientCertVerifier>,
+    certificate: Arc<dyn ResolvesServerCert>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(callers)
+        .with_cert_resolver(certificate);
+    // In a resumed session nobody shows a certificate again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config.into())
 }

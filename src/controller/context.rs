@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::canary::{Canaries, Settings};
 use super::policies::{Known, PasswordWatches};
 use super::queues::Queues;
+use super::run::GateTls;
 use super::servers::Servers;
 use super::shards::Shard;
 use super::upkeep::Repairs;
@@ -351,6 +352,8 @@ pub struct Context {
     pub namespaces: Vec<String>,
     /// Base URL of the gate.
     pub gate_url: String,
+    /// The gate over TLS, where it knows its callers.
+    pub gate_tls: Option<GateTls>,
     /// The token that holds CA keys, if there is one.
     pub token: Option<Token>,
     /// The servers that answer for the gate, if it is known where they are.

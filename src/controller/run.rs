@@ -39,12 +39,23 @@ pub struct Config {
     pub concurrency: usize,
     /// Base URL of the gate, as data planes reach it.
     pub gate_url: String,
+    /// The gate over TLS, where it knows its callers.
+    pub gate_tls: Option<GateTls>,
     /// The token that holds CA keys, if there is one.
     pub token: Option<Token>,
     /// How canaries are run.
     pub canary: canary::Settings,
     /// `HOST:PORT` of the servers' CRL port; the name has an address for each of them.
     pub crl_servers: Option<String>,
+}
+
+/// How data planes that can show the gate a certificate ask it.
+#[derive(Clone, Debug)]
+pub struct GateTls {
+    /// Its base URL over TLS.
+    pub url: String,
+    /// Name of the authority of their certificates, and of the gate's own.
+    pub callers: String,
 }
 
 /// Why the process ended.
@@ -129,6 +140,7 @@ pub async fn run(
         namespace: config.namespace.clone(),
         namespaces: config.namespaces.clone(),
         gate_url: config.gate_url.clone(),
+        gate_tls: config.gate_tls.clone(),
         token: config.token.clone(),
         servers: config.crl_servers.clone().map(Servers::new),
         events: Events::new(clients.call, "controller", Some(config.identity.clone())),

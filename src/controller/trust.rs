@@ -104,12 +104,18 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     // Before a route relies on it.
     let policy_trouble = policies::put(&context, &trust).await?;
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
+    let waits = caller_trouble(&context, &key);
     let mut world = World {
         trust: &trust,
         authorities,
         targets: gather_targets(&context, &trust).await?,
         routes: &routes,
         gate_url: &context.gate_url,
+        gate_tls: context.gate_tls.as_ref().map(|gate| ingress::GateTls {
+            url: &gate.url,
+            callers: &gate.callers,
+            waits: waits.as_deref(),
+        }),
         policy_trouble,
         canary: canary.as_ref(),
         secret_in_place: prepared.is_ok() && bundle.as_ref().is_none_or(|bundle| bundle.status),
@@ -190,6 +196,20 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let wait = if conflict { CONFLICT } else { RESYNC };
     let lags = observed.is_some() && gate_lags(&told, &numbers);
     Ok(Outcome::After(if lags { wait.min(pace(&signing, world.now)) } else { wait }))
+}
+
+/// Why a data plane has no certificate to ask the gate by for a trust, if it has none.
+fn caller_trouble(context: &Context, trust: &Key) -> Option<String> {
+    let name = ingress::caller_name(&trust.name);
+    let Some(identity) = context.stores.identities.get(&Key::new(&trust.namespace, &name)) else {
+        return Some("it does not exist yet".to_owned());
+    };
+    let conditions = identity.status.as_ref().map(|status| &*status.conditions).unwrap_or_default();
+    match conditions.iter().find(|condition| condition.type_ == READY) {
+        Some(ready) if ready.status == "True" => None,
+        Some(ready) => Some(ready.message.clone()),
+        None => Some("it has no certificate yet".to_owned()),
+    }
 }
 
 /// The older the newest CRL is that the gate's servers should have, the slower they are asked.

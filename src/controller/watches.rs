@@ -45,6 +45,13 @@ pub(super) fn start(
         let changed = move |key: &Key, previous: Option<&ClientIdentity>| {
             queue.identity.push(key.clone());
             let now = identities.get(key);
+            // Those as which data planes ask the gate.
+            let either = now.as_deref().or(previous);
+            for owner in either.map(ResourceExt::owner_references).into_iter().flatten() {
+                if owner.kind == "ClientTrust" {
+                    queue.trust.push(Key::new(&key.namespace, &owner.name));
+                }
+            }
             if changes(previous, now.as_deref()) {
                 policies::wake_selecting(&trusts, &queue.trust, &key.namespace);
             }

@@ -329,6 +329,7 @@ mod tests {
         Request {
             by_policy: true,
             gate_url: "http://gate.countersign.svc:8081",
+            gate_tls: None,
             ..request(Mode::Required)
         }
     }

@@ -34,10 +34,23 @@ pub struct Request<'a> {
     pub authorities: Vec<&'a str>,
     /// Base URL of the gate, such as `http://countersign-server.countersign.svc:8081`.
     pub gate_url: &'a str,
+    /// How a data plane that can show the gate a certificate asks it, if it is to.
+    pub gate_tls: Option<GateTls<'a>>,
     /// Does the gate decide by a policy of the trust's own, too?
     pub by_policy: bool,
     /// Must clients have a password beside their certificate? The backend is not told it.
     pub second_factor: bool,
+}
+
+/// The gate over TLS, where it knows its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateTls<'a> {
+    /// Its base URL, such as `https://countersign-server.countersign.svc:8444`.
+    pub url: &'a str,
+    /// The authority of callers, and of the gate's own certificate.
+    pub callers: &'a str,
+    /// Why the caller has no certificate yet, if it has none.
+    pub waits: Option<&'a str>,
 }
 
 impl Request<'_> {
@@ -56,6 +69,11 @@ impl Request<'_> {
     /// that the gate does not know lets nobody in.
     /// ingress-nginx takes no URL with other characters than letters, digits and `-._~/:,?&=`.
     pub fn gate_address(&self, form: &str) -> String {
+        self.gate_address_at(self.gate_url, form)
+    }
+
+    /// The same under another base URL.
+    pub fn gate_address_at(&self, base: &str, form: &str) -> String {
         let mode = match self.mode {
             Mode::Required => "Required",
             Mode::Optional => "Optional",
@@ -65,13 +83,18 @@ impl Request<'_> {
         let trust = if self.by_policy { &*trust } else { "" };
         let authorities: String =
             self.authorities.iter().map(|name| format!("&authority={name}")).collect();
-        format!("{}/gate/{form}?{trust}mode={mode}{authorities}", self.gate_url)
+        format!("{base}/gate/{form}?{trust}mode={mode}{authorities}")
     }
 }
 
 /// Name of the Secret with trust bundle and CRL, and of the data plane's objects, of a trust.
 pub fn object_name(trust: &str) -> String {
     format!("countersign-{trust}")
+}
+
+/// Name of the identity, and of its Secret, as which a data plane asks the gate for a trust.
+pub fn caller_name(trust: &str) -> String {
+    format!("{}-gate", object_name(trust))
 }
 
 /// How an object of the user is changed.
@@ -339,6 +362,7 @@ pub(crate) mod tests {
             forward_identity: ForwardIdentity::Native,
             authorities: vec!["staff"],
             gate_url: "http://gate.example:8081",
+            gate_tls: None,
             by_policy: false,
             second_factor: false,
         }

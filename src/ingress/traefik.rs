@@ -6,14 +6,15 @@
 //! - `clientAuthType` is always set, so that a missing CA Secret closes the host instead of opening it;
 //! - the TLSOption is never called `default`, which would make it global;
 //! - headers that a client forges are removed before Traefik and the gate set them;
+//! - where Traefik asks the gate by a certificate, both come from one Secret, without which the route is closed;
 //! - the gate refuses a request that carries no certificate, also when Traefik chose other TLS
 //!   options for the host (two routes of one host with different options).
 
 use serde_json::{Value, json};
 
 use super::{
-    DataPlane, Edit, Exposure, FieldConflict, Kind, Request, Revocation, annotations, name_of,
-    object_name,
+    DataPlane, Edit, Exposure, FieldConflict, Kind, Request, Revocation, annotations, caller_name,
+    name_of, object_name,
 };
 use crate::api::annotation;
 use crate::api::trust::{ForwardIdentity, Mode, Reason};
@@ -48,6 +49,9 @@ const CLIENT_CERT_CHAIN: &str = "Client-Cert-Chain";
 /// It carries the password, which only the gate needs.
 const AUTHORIZATION: &str = "Authorization";
 
+/// The common name of callers: what an authority allows them.
+const CALLER: &str = "countersign-gate-caller";
+
 const TLS: &str = "traefik.ingress.kubernetes.io/router.tls";
 const TLS_OPTIONS: &str = "traefik.ingress.kubernetes.io/router.tls.options";
 const MIDDLEWARES: &str = "traefik.ingress.kubernetes.io/router.middlewares";
@@ -68,7 +72,8 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
             "spec": spec,
         })
     };
-    vec![
+    let mut objects: Vec<Value> = caller(request).into_iter().collect();
+    objects.extend([
         json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "TLSOption",
@@ -115,7 +120,25 @@ fn objects(request: &Request<'_>) -> Vec<Value> {
                 ]},
             }),
         ),
-    ]
+    ]);
+    objects
+}
+
+/// The identity as which Traefik asks the gate.
+fn caller(request: &Request<'_>) -> Option<Value> {
+    let name = caller_name(request.trust);
+    request.gate_tls.map(|gate| {
+        json!({
+            "apiVersion": "countersign.dev/v1alpha1",
+            "kind": "ClientIdentity",
+            "metadata": {"name": name, "namespace": request.namespace},
+            "spec": {
+                "authorityRef": {"name": gate.callers},
+                "commonName": CALLER,
+                "secretName": name,
+            },
+        })
+    })
 }
 
 fn forward_auth(request: &Request<'_>) -> Value {
@@ -136,6 +159,12 @@ fn forward_auth(request: &Request<'_>) -> Value {
     }
     if !replaced.is_empty() {
         forward_auth["authResponseHeaders"] = json!(replaced);
+    }
+    if let Some(gate) = request.gate_tls {
+        // `ca.crt`, by which the gate is verified, and `tls.crt` and `tls.key` of the caller.
+        let secret = caller_name(request.trust);
+        forward_auth["address"] = json!(request.gate_address_at(gate.url, "traefik"));
+        forward_auth["tls"] = json!({"caSecret": secret, "certSecret": secret});
     }
     forward_auth
 }
@@ -233,10 +262,21 @@ fn options(object: &Value) -> String {
 
 /// Traefik chooses TLS options by the host that the client names in the handshake; a rule without one gets
 /// its default options, which ask nobody for a certificate.
-fn exposure(_: &Request<'_>, object: &Value, _: &[&Value]) -> Option<Exposure> {
-    (!names_its_hosts(object)).then(|| Exposure {
-        reason: Reason::HostMissing,
-        message: "has a rule without an exact host: Traefik then asks nobody for a certificate; give every rule its host".to_owned(),
+/// And without the Secret of its caller's identity it can't ask the gate, and serves nobody.
+fn exposure(request: &Request<'_>, object: &Value, _: &[&Value]) -> Option<Exposure> {
+    if !names_its_hosts(object) {
+        return Some(Exposure {
+            reason: Reason::HostMissing,
+            message: "has a rule without an exact host: Traefik then asks nobody for a certificate; give every rule its host".to_owned(),
+        });
+    }
+    let why = request.gate_tls?.waits?;
+    let identity = caller_name(request.trust);
+    Some(Exposure {
+        reason: Reason::NotProgrammed,
+        message: format!(
+            "waits for ClientIdentity {identity:?}, by whose certificate Traefik asks the gate: {why}"
+        ),
     })
 }
 
@@ -275,6 +315,7 @@ fn hosts_of_rule(rule: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::GateTls;
     use super::super::tests::request as of_trust;
     use super::*;
 
@@ -323,6 +364,34 @@ mod tests {
             gate["spec"]["forwardAuth"]["address"],
             "http://gate.example:8081/gate/traefik?trust=shop/clients&mode=Required&authority=staff&authority=devices"
         );
+    }
+
+    #[test]
+    fn the_gate_is_asked_by_the_certificate_of_an_identity_where_it_knows_its_callers() {
+        let gate = GateTls { url: "https://gate.example:8444", callers: "callers", waits: None };
+        let request = Request { gate_tls: Some(gate), ..request() };
+        let objects = objects(&request);
+        let identity = objects.iter().find(|object| object["kind"] == "ClientIdentity").unwrap();
+        assert_eq!(identity["spec"]["authorityRef"]["name"], "callers");
+        assert_eq!(identity["spec"]["secretName"], "countersign-clients-gate");
+        let middleware = objects.iter().find(|o| !o["spec"]["forwardAuth"].is_null());
+        let asked = &middleware.unwrap()["spec"]["forwardAuth"];
+        assert_eq!(
+            asked["address"],
+            "https://gate.example:8444/gate/traefik?mode=Required&authority=staff&authority=devices"
+        );
+        let secret = &identity["spec"]["secretName"];
+        assert_eq!(asked["tls"], json!({"caSecret": secret, "certSecret": secret}));
+
+        let told = |waits| {
+            let request = Request { gate_tls: Some(GateTls { waits, ..gate }), ..request.clone() };
+            exposure(&request, &ingress_route(), &[])
+        };
+        assert_eq!(told(None), None);
+        let told = told(Some("it is revoked")).unwrap();
+        assert_eq!(told.reason, Reason::NotProgrammed);
+        assert!(told.message.contains("countersign-clients-gate"), "{}", told.message);
+        assert!(told.message.ends_with("it is revoked"), "{}", told.message);
     }
 
     #[test]

@@ -130,6 +130,17 @@ pub(crate) mod tests {
         issue(authority, &request(&profile, &key)).unwrap().der
     }
 
+    /// A certificate until this time, with its key.
+    pub(crate) fn sample_pair(
+        authority: &CertificateAuthority,
+        not_after: Timestamp,
+    ) -> (CertificateDer<'static>, PrivateKey) {
+        let (profile, key) = (profile(), PrivateKey::generate(KeyType::EcdsaP256));
+        let public = key.public_key_der();
+        let request = IssueRequest { not_after, ..request(&profile, &public) };
+        (issue(authority, &request).unwrap().der, key)
+    }
+
     #[test]
     fn a_certificate_passes_the_independent_check_of_what_was_asked() {
         let (authority, profile) = (sample(), profile());

@@ -16,7 +16,7 @@ use crate::api::condition::{
 };
 use crate::api::trust::{CrlInForce, ForwardIdentity, Mode, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus};
-use crate::ingress::{self, DataPlane, Edit, Exposure, Request, Revocation};
+use crate::ingress::{self, DataPlane, Edit, Exposure, GateTls, Request, Revocation};
 use crate::pki::crl::CrlNumber;
 
 /// As many CAs are named in status.
@@ -34,6 +34,8 @@ pub struct World<'a> {
     pub routes: &'a [(&'static DataPlane, Value)],
     /// Base URL of the gate.
     pub gate_url: &'a str,
+    /// The gate over TLS, where it knows its callers.
+    pub gate_tls: Option<GateTls<'a>>,
     /// What came of `spec.bundle`, if it is set.
     pub bundle: Option<&'a Wanted>,
     /// What keeps the trust's policy from the gate, so that it lets nobody in.
@@ -115,6 +117,7 @@ fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) ->
         forward_identity: world.trust.spec.forward_identity,
         authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
         gate_url: world.gate_url,
+        gate_tls: world.gate_tls,
         by_policy: gate::needs_policy(world.trust),
         second_factor: world.trust.spec.second_factor.is_some(),
     }
@@ -454,6 +457,7 @@ mod tests {
             }],
             routes,
             gate_url: "http://gate",
+            gate_tls: None,
             bundle: None,
             policy_trouble: None,
             canary: None,

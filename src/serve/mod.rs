@@ -1,5 +1,6 @@
 //! What is served over HTTP: health and metrics by every process; CRLs and the gate by the server.
 
+mod certificate;
 mod conditional;
 pub mod confirmed;
 mod copies;
@@ -12,6 +13,7 @@ pub mod listener;
 pub mod policies;
 pub mod published;
 pub mod run;
+mod tls_listener;
 mod verified;
 pub mod view;
 

@@ -13,16 +13,18 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
+use super::certificate::Certificate;
 use super::confirmed::Confirmed;
 use super::copies::Copies;
-use super::gate::{self, Authorizers, Gate, Passwords};
+use super::gate::{self, Authorizers, Caller, Callers, Gate, Passwords};
 use super::health::until;
 use super::intake::Intake;
 use super::listener;
 use super::policies::{self, Policies};
+use super::tls_listener::TlsListener;
 use super::view::View;
 use crate::cluster::client::Clients;
-use crate::cluster::crls;
+use crate::cluster::{self, crls};
 use crate::metrics::Metrics;
 use crate::plan::destination::Network;
 use crate::plan::publication::Scope;
@@ -37,8 +39,10 @@ pub struct Config {
     pub namespace: String,
     /// Where CRLs are served, plain HTTP.
     pub crl_listen: SocketAddr,
-    /// Where the gate answers, plain HTTP.
-    pub gate_listen: SocketAddr,
+    /// Where the gate answers whoever asks, plain HTTP; nowhere when there is none.
+    pub gate_listen: Option<SocketAddr>,
+    /// Where it answers over TLS, and whom.
+    pub gate_tls: Option<GateTls>,
     /// For so long the gate answers by CRLs of which the cluster does not say that they are still the ones.
     pub gate_max_staleness: SignedDuration,
     /// The gate asks services in these networks only about second factors; when there is none, everywhere but on its
@@ -46,6 +50,17 @@ pub struct Config {
     pub second_factor_networks: Vec<Network>,
     /// Folder for copies of the last good CRLs.
     pub crl_cache: Option<PathBuf>,
+}
+
+/// The gate over TLS.
+#[derive(Clone, Debug)]
+pub struct GateTls {
+    /// Where.
+    pub listen: SocketAddr,
+    /// Folder with its certificate and key, `tls.crt` and `tls.key`, which may come later and change.
+    pub folder: PathBuf,
+    /// Name of the authority whose certificates callers show.
+    pub callers: String,
 }
 
 /// Why the server ended.
@@ -57,6 +72,9 @@ pub enum RunError {
     /// The folder for copies can't be used.
     #[error("--crl-cache: failed to use {0}")]
     Cache(PathBuf, #[source] io::Error),
+    /// TLS is not to be had.
+    #[error("failed to set up TLS")]
+    Tls(#[from] rustls::Error),
     /// A listener broke.
     #[error("failed to serve")]
     Serve(#[from] io::Error),
@@ -75,7 +93,14 @@ pub async fn run(
         TcpListener::bind(address).await.map_err(|error| RunError::Listen(address, error))
     };
     let crl_listener = bind(config.crl_listen).await?;
-    let gate_listener = bind(config.gate_listen).await?;
+    let gate_listener = match config.gate_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let gate_tls = match config.gate_tls {
+        Some(tls) => Some((bind(tls.listen).await?, tls)),
+        None => None,
+    };
 
     let view = Arc::new(ArcSwap::from_pointee(View::default()));
     let confirmed = Arc::new(Confirmed::default());
@@ -109,7 +134,7 @@ pub async fn run(
 
     let policies = Arc::new(ArcSwap::from_pointee(Policies::default()));
     let following = tokio::spawn(policies::follow(policies_clients, namespace, policies.clone()));
-    let gate = gate::router(Gate {
+    let gate = Gate {
         view: view.clone(),
         policies,
         passwords: Arc::new(Passwords::default()),
@@ -117,12 +142,39 @@ pub async fn run(
         confirmed,
         max_staleness: config.gate_max_staleness,
         metrics: metrics.clone(),
-    });
-    let gate = axum::serve(gate_listener, gate).with_graceful_shutdown(until(shutdown.clone()));
-    let crl = listener::serve(crl_listener, view, metrics, shutdown);
-    let (served, ()) = tokio::join!(async { gate.await }, crl);
+    };
+    let plain = async {
+        let Some(listener) = gate_listener else { return Ok(()) };
+        let served = axum::serve(listener, gate::router(gate.clone()));
+        served.with_graceful_shutdown(until(shutdown.clone())).await
+    };
+    let over_tls = async {
+        let Some((listener, tls)) = gate_tls else { return Ok(()) };
+        serve_callers(listener, tls, gate.clone(), shutdown.clone()).await
+    };
+    let crl = listener::serve(crl_listener, view, metrics, shutdown.clone());
+    let (plain, over_tls, ()) = tokio::join!(plain, over_tls, crl);
     watching.abort();
     taking_in.abort();
+    following.abort();
+    plain?;
+    over_tls
+}
+
+/// The gate over TLS, for callers who show a certificate of the authority.
+async fn serve_callers(
+    listener: TcpListener,
+    tls: GateTls,
+    gate: Gate,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let certificate = Arc::new(Certificate::default());
+    let callers = Arc::new(Callers::new(gate, &tls.callers));
+    let listener =
+        TlsListener::start(listener, cluster::tls::server(callers.clone(), certificate.clone())?)?;
+    let following = tokio::spawn(certificate.follow(tls.folder));
+    let served = gate::guarded(callers).into_make_service_with_connect_info::<Caller>();
+    let served = axum::serve(listener, served).with_graceful_shutdown(until(shutdown)).await;
     following.abort();
     Ok(served?)
 }

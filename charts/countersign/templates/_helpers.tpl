@@ -42,6 +42,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Release.Namespace }}.svc{{ with .Values.clusterDomain }}.{{ . }}{{ end }}
 {{- end }}
 
+{{/* Name of the authority of the gate's callers, and of the gate's own identity. */}}
+{{- define "countersign.callers" -}}
+{{ include "countersign.fullname" . }}-gate
+{{- end }}
+
 {{/* Name of a component's ServiceAccount. Takes the root and the component. */}}
 {{- define "countersign.serviceAccountName" -}}
 {{- $account := (index .root.Values .component).serviceAccount }}

@@ -34,12 +34,21 @@ impl Server {
         cache: Option<&Path>,
         environment: &[(&str, String)],
     ) -> Self {
-        Self::start_at(plane, Ipv4Addr::LOCALHOST.into(), cache, environment)
+        Self::start_at(plane, Ipv4Addr::LOCALHOST.into(), cache, environment, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(
+        plane: &ControlPlane,
+        environment: &[(&str, String)],
+        arguments: &[String],
+    ) -> Self {
+        Self::start_at(plane, Ipv4Addr::LOCALHOST.into(), None, environment, arguments)
     }
 
     /// The same with the gate behind the Service `gate`, which is made.
     pub async fn start_behind_service(plane: &ControlPlane, client: &Client) -> Self {
-        let server = Self::start_at(plane, own_address(), None, &[]);
+        let server = Self::start_at(plane, own_address(), None, &[], &[]);
         let endpoint = (server.gate_host, server.gate).into();
         make_service(client, NAMESPACE, "gate", 8081, endpoint).await;
         server
@@ -50,15 +59,21 @@ impl Server {
         gate_host: IpAddr,
         cache: Option<&Path>,
         environment: &[(&str, String)],
+        arguments: &[String],
     ) -> Self {
         let log = plane.folder().join("server.log");
         let log = OpenOptions::new().create(true).append(true).open(log).expect("a log");
         let [crl, gate, health] = free_ports();
         let mut command = Command::new(binary());
+        if arguments.iter().all(|argument| !argument.starts_with("--gate-listen")) {
+            command.arg("serve").arg(format!("--gate-listen={gate_host}:{gate}"));
+        } else {
+            command.arg("serve");
+        }
         command
-            .args(["serve", "--namespace", NAMESPACE])
+            .args(["--namespace", NAMESPACE])
             .arg(format!("--crl-listen=127.0.0.1:{crl}"))
-            .arg(format!("--gate-listen={gate_host}:{gate}"))
+            .args(arguments)
             .arg(format!("--health-listen=127.0.0.1:{health}"))
             .args(cache.map(|folder| format!("--crl-cache={}", folder.display())))
             .env("KUBECONFIG", plane.kubeconfig("operator"))

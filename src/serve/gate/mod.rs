@@ -6,6 +6,7 @@
 //! missing or wrong; and never 5xx, which Envoy takes for a failure of the gate and may have been told to let pass.
 
 mod authorizer;
+mod callers;
 mod ext_authz;
 mod form;
 mod password;
@@ -24,6 +25,7 @@ use rustls_pki_types::CertificateDer;
 use tracing::info;
 
 pub use authorizer::{Authorizers, Service};
+pub use callers::{Caller, Callers, guarded};
 pub use form::{ENVOY, Form, HAPROXY, NGINX, TRAEFIK};
 pub use password::Passwords;
 
@@ -388,7 +390,12 @@ pub(crate) mod tests {
     }
 
     fn view(ca: &CertificateAuthority, revoked: &[Entry]) -> View {
-        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant("2026-06-07T00:00:00Z"));
+        view_until(ca, "2026-06-07T00:00:00Z", revoked)
+    }
+
+    /// The view of a CA of the authority `staff` with a CRL until this time.
+    pub fn view_until(ca: &CertificateAuthority, next: &str, revoked: &[Entry]) -> View {
+        let (this, next) = (instant("2026-05-31T00:00:00Z"), instant(next));
         let der = crl::sign(ca, CrlNumber(1), this, next, revoked).unwrap();
         let key = CaKey::first("staff");
         View::default().with(&head(&key, ca, &der, CrlNumber(1)))
