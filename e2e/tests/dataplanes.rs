@@ -481,7 +481,19 @@ async fn asks_who_may_pass_and_for_a_password<P: DataPlane>() {
     let trusts = scene.api::<ClientTrust>();
     scene.trust().await;
     scene.until("everybody of the staff is let in", Some("other"), OPEN).await;
-    patch(&trusts, "clients", json!({"spec": {"allow": {"commonNames": ["good"]}}})).await;
+    // The clients of another authority never get in, though its CA comes to where those are who need not ask.
+    scene.authority("partners").await;
+    scene.identity("partner", "partners").await;
+    let authorities = json!([{"name": "staff"}, {"name": "partners"}]);
+    let allow = json!({"commonNames": ["good"]});
+    let spec = json!({"authorities": authorities, "allow": allow});
+    patch(&trusts, "clients", json!({"spec": spec})).await;
+    eventually("the gate refuses the other authority's client", || async {
+        let partner = scene.ask(Some("partner"), &[]);
+        assert_ne!(partner.status, 200, "{partner:?}");
+        FORBIDDEN.is(&partner).then_some(())
+    })
+    .await;
     scene.until("a client that is not allowed is refused", Some("other"), FORBIDDEN).await;
     scene.until("the one that is allowed is let in", Some("good"), OPEN).await;
     scene.ready().await;

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::FIELD_MANAGER;
+use crate::plan::fields::contains;
 
 /// Why a write did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -207,34 +208,5 @@ pub async fn delete(client: &Client, object: &Value) -> Result<(), WriteError> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(WriteError::new(described, error)),
-    }
-}
-
-/// Does `present` say everything that `wanted` says? Lists must be equal, maps may hold more.
-fn contains(present: &Value, wanted: &Value) -> bool {
-    match (present, wanted) {
-        (Value::Object(present), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| present.get(key).is_some_and(|have| contains(have, value))),
-        (Value::Array(present), Value::Array(wanted)) => {
-            present.len() == wanted.len()
-                && present.iter().zip(wanted).all(|(present, wanted)| contains(present, wanted))
-        }
-        _ => present == wanted,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn additions_of_others_are_no_difference_and_a_missing_field_is() {
-        let present = json!({"a": {"b": 1, "theirs": 2}, "list": [{"x": 1, "y": 2}]});
-        assert!(contains(&present, &json!({"a": {"b": 1}})));
-        assert!(contains(&present, &json!({"list": [{"x": 1}]})));
-        assert!(!contains(&present, &json!({"a": {"b": 2}})));
-        assert!(!contains(&present, &json!({"a": {"c": 1}})));
-        assert!(!contains(&present, &json!({"list": []})));
     }
 }

@@ -2,42 +2,65 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
+use kube::api::DynamicObject;
 use serde_json::{Value, json};
 use tracing::info;
 
 use super::context::{Context, Stores};
 use super::error::Error;
 use crate::api::{ClientTrust, label};
-use crate::cluster::apply;
-use crate::ingress::DataPlane;
+use crate::cluster::apply::{self, WriteError};
 use crate::ingress::gate::{GateService, may_serve};
+use crate::ingress::{DataPlane, name_of};
 use crate::plan::gate::needs_gate;
 use crate::plan::trust_secret::labels;
 
-/// Brings there what these data planes need for the trusts of a namespace, and takes away what none needs any more. The
-/// objects of a gate that is no Service of the cluster are nowhere.
-pub(super) async fn settle(
+/// Brings there what these data planes need for the trusts of a namespace. The objects of a gate that is no Service of
+/// the cluster are nowhere.
+pub(super) async fn put(
     context: &Context,
     planes: &[&DataPlane],
+    namespace: &str,
+) -> Result<(), WriteError> {
+    let Some(gate) = GateService::of_url(&context.gate_url) else { return Ok(()) };
+    for plane in planes {
+        let Some(beside) = plane.beside_gate else { continue };
+        let mut object = beside(&gate, namespace);
+        object["metadata"]["labels"] = json!(labels());
+        // Several trusts may need the same object: nobody takes it away meanwhile.
+        let _turn = context.beside_gate.lock().await;
+        let ours = |found: &DynamicObject| is_ours(&found.metadata);
+        let put =
+            apply::ensure(&context.client, &object, ours).await.map_err(|error| match error {
+                WriteError::NotOwned(object) => {
+                    WriteError::NotOwned(format!("{object} in namespace {:?}", gate.namespace))
+                }
+                error => error,
+            })?;
+        if put {
+            info!(object = name_of(&object), plane = plane.name, "the gate can be asked");
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what no trust of a namespace needs any more.
+pub(super) async fn prune(
+    context: &Context,
+    planes: impl Iterator<Item = &'static DataPlane>,
     namespace: &str,
 ) -> Result<(), Error> {
     let Some(gate) = GateService::of_url(&context.gate_url) else { return Ok(()) };
     for plane in planes {
         let Some(beside) = plane.beside_gate else { continue };
-        let mut object = beside(&gate, namespace);
-        // One after the other, each by what the watch shows then: several trusts may need the same object.
+        let object = beside(&gate, namespace);
+        // By what the watch shows then.
         let _turn = context.beside_gate.lock().await;
         if is_needed(&context.stores, plane, |other| beside(&gate, other) == object) {
-            object["metadata"]["labels"] = json!(labels());
-            if apply::ensure(&context.client, &object, |found| is_ours(&found.metadata)).await? {
-                info!(kind = %object["kind"], plane = plane.name, "the gate can be asked");
-            }
             continue;
         }
-        let found = apply::find(&context.client, &object).await.map_err(|source| {
-            let object = format!("{} {}", object["kind"], object["metadata"]["name"]);
-            Error::Read { object, source }
-        })?;
+        let found = apply::find(&context.client, &object).await;
+        let found = found.map_err(|source| Error::Read { object: name_of(&object), source })?;
         if let Some(present) = found.filter(|found| is_ours(&found.metadata)) {
             let present: Value = serde_json::to_value(&present).unwrap_or_default();
             apply::delete(&context.client, &present).await?;

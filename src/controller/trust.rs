@@ -24,12 +24,14 @@ use crate::api::{ClientTrust, ClientTrustStatus, annotation};
 use crate::cluster::Key;
 use crate::cluster::apply::{self, WriteError, write};
 use crate::ingress::envoy_gateway::only_asks_gate;
+use crate::ingress::gate::may_serve;
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, Revocation};
 use crate::plan::crl::BACKDATE;
 use crate::plan::gate::{needs_gate, needs_policy};
-use crate::plan::trust::{Served, World, gate_lags, plan, status};
+use crate::plan::trust::{Served, Target, World, gate_lags, is_asked, plan, status};
 use crate::plan::trust_secret::{
-    Anchor, close, close_without_crl, crl_keys, is_owned, own_secret, secret, secret_key, set_crls,
+    Anchor, adds_a_ca, close, close_without_crl, crl_keys, is_owned, own_secret, secret,
+    secret_key, set_crls,
 };
 
 /// The controller's name in logs, metrics and events.
@@ -53,7 +55,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         context.forget(NAME, &key);
         detach(&context, &key, None, &context.stores.all_routes()).await?;
         policies::remove(&context, &key).await?;
-        beside_gate::settle(&context, DATA_PLANES, &key.namespace).await?;
+        beside_gate::prune(&context, DATA_PLANES.iter().copied(), &key.namespace).await?;
         return Ok(Outcome::Settled);
     };
     if !context.is_current(NAME, &*trust) {
@@ -95,8 +97,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     let wanted = secret(&trust, &authorities);
     let mut prepared = Ok(BTreeMap::new());
     let planes = data_planes(&context, &trust, &routes);
+    let asked = is_asked(&trust, &context.gate_url, &planes, &routes);
+    let planes: Vec<&DataPlane> = planes.iter().map(|(plane, _)| *plane).collect();
     for one in secrets(wanted.clone(), &planes) {
-        prepared = prepared.and(put_secret(&context, &trust, one, &planes).await);
+        prepared = prepared.and(put_secret(&context, &trust, one, &planes, asked).await);
     }
     let (bundle, bundled) = bundle::of_trust(&context, &trust, &wanted, prepared.as_ref()).await;
     let detached = detach(&context, &key, Some(&trust), &routes).await;
@@ -127,13 +131,13 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
 
     // What the targets will refer to comes before them: never a route that names nothing.
     let prepared = match prepared {
-        Ok(_) => put_objects(&context, &trust, &planes, &plan.objects).await,
-        Err(error) => Err(Error::from(error)),
+        Ok(_) => put_objects(&context, &trust, &world.targets, &plan.objects).await,
+        Err(error) => Err(error),
     };
     let mut refused = Ok(());
     let prepared = match prepared {
         Ok(()) => Ok(()),
-        Err(Error::Write(WriteError::NotOwned(object))) => Err(Wanted::no(
+        Err(WriteError::NotOwned(object)) => Err(Wanted::no(
             PROGRAMMED,
             Reason::NotOwned.as_str(),
             format!(
@@ -141,6 +145,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
             ),
         )),
         Err(error) => {
+            let error = Error::from(error);
             let mut message = chain(&error);
             if error.is_unknown() {
                 // Its definition may come at any time, and nothing tells: it is looked again soon, as after a conflict.
@@ -168,9 +173,10 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
         // No route relies on it any more.
         policies::remove(&context, &key).await?;
     }
-    if !needs_gate(&trust) && prepared.is_ok() {
-        beside_gate::settle(&context, &planes, &key.namespace).await?;
-    }
+    let pruned = match needs_gate(&trust) {
+        false if prepared.is_ok() => stop_asking(&context, &world, &key).await,
+        _ => Ok(()),
+    };
     // The gate is asked only while it may lag behind, and by what it says then status is told.
     let numbers = numbers.concat();
     let told = status(&world, &outcomes);
@@ -192,6 +198,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     detached?;
     refused?;
     bundled?;
+    pruned?;
     conflict |= world.policy_trouble.is_some();
     let wait = if conflict { CONFLICT } else { RESYNC };
     let lags = observed.is_some() && gate_lags(&told, &numbers);
@@ -280,11 +287,25 @@ async fn detach(
     Ok(())
 }
 
+/// Takes away what has the gate asked about a trust that does not need it any more: when all else says what holds without
+/// the gate.
+async fn stop_asking(context: &Context, world: &World<'_>, key: &Key) -> Result<(), Error> {
+    let asking = |object: &&Value| {
+        only_asks_gate(object) && object["metadata"]["namespace"] == key.namespace.as_str()
+    };
+    for object in world.routes.iter().map(|(_, object)| object).filter(asking) {
+        if let Edit::Delete(body) = ingress::detach(&key.name, object) {
+            apply::delete(&context.client, &body).await?;
+        }
+    }
+    let planes = DATA_PLANES.iter().copied();
+    let refs = &world.trust.spec.target_refs;
+    let concerned = planes.filter(|plane| refs.iter().any(|target| may_serve(plane, target)));
+    beside_gate::prune(context, concerned, &key.namespace).await
+}
+
 /// Is this object among the trust's targets, or made for them?
 fn names(trust: &ClientTrust, object: &Value) -> bool {
-    if only_asks_gate(object) && !needs_gate(trust) {
-        return false;
-    }
     trust.spec.target_refs.iter().any(|target| ingress::serves(object, target))
 }
 
@@ -297,6 +318,7 @@ async fn put_secret(
     trust: &ClientTrust,
     mut wanted: Secret,
     planes: &[&DataPlane],
+    asked: bool,
 ) -> Result<BTreeMap<String, ByteString>, WriteError> {
     let (namespace, name) = (trust.namespace().unwrap_or_default(), wanted.name_any());
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
@@ -325,6 +347,11 @@ async fn put_secret(
     if needs_policy(trust) && planes.iter().any(|plane| !plane.asks_gate) {
         close(&mut wanted);
     }
+    // Nor may more clients come by it than before, while one that asks the gate does not yet do so by what the trust says
+    // now. The change that has it do so wakes the trust.
+    if !asked && adds_a_ca(&wanted, present.as_ref()) {
+        close(&mut wanted);
+    }
     if let Some(present) = present {
         // Labels and annotations that others added stay.
         let mut labels = present.metadata.labels.clone().unwrap_or_default();
@@ -346,15 +373,15 @@ async fn put_secret(
     Ok(wanted.data.unwrap_or_default())
 }
 
-/// The data planes of a trust's targets.
-fn data_planes(
+/// A trust's targets and what was made for them, as far as the watch shows them, with their data planes.
+fn data_planes<'a>(
     context: &Context,
     trust: &ClientTrust,
-    routes: &[Value],
-) -> Vec<&'static DataPlane> {
+    routes: &'a [Value],
+) -> Vec<(&'static DataPlane, &'a Value)> {
     let namespace = trust.namespace().unwrap_or_default();
     let of_trust = of_namespace(routes, &namespace).filter(|object| names(trust, object));
-    of_trust.filter_map(|object| data_plane(context, object).ok()).collect()
+    of_trust.filter_map(|object| Some((data_plane(context, object).ok()?, object))).collect()
 }
 
 /// The Secret of a trust, and before it what data planes insist on beside it: by the trust's the authorities see
@@ -389,11 +416,18 @@ fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, 
 async fn put_objects(
     context: &Context,
     trust: &ClientTrust,
-    planes: &[&DataPlane],
+    targets: &[Target<'_>],
     objects: &[Value],
-) -> Result<(), Error> {
+) -> Result<(), WriteError> {
     if needs_gate(trust) {
-        beside_gate::settle(context, planes, &trust.namespace().unwrap_or_default()).await?;
+        let namespace = trust.namespace().unwrap_or_default();
+        let mut planes: Vec<&DataPlane> = Vec::new();
+        for plane in targets.iter().filter_map(|target| target.data_plane.as_ref().ok().copied()) {
+            if planes.iter().all(|known| known.name != plane.name) {
+                planes.push(plane);
+            }
+        }
+        beside_gate::put(context, &planes, &namespace).await?;
     }
     for object in objects {
         let owned = |present: &kube::api::DynamicObject| is_owned(trust, &present.metadata);

@@ -17,6 +17,7 @@
 //!   is invalid and nobody is served.
 //! - Any route, of the root or of what it includes, can switch the question off (`authPolicy.disabled`), or say something
 //!   else in it (`authPolicy.context`, of which the route's counts). Both are told.
+//! - With `tcpproxy` it serves a stream, and asks nobody, which is told.
 //! - A route that redirects has no context, and the gate refuses.
 //! - Envoy lets `Client_Cert` pass, which many backends take for `Client-Cert`: the gate has it removed.
 
@@ -28,6 +29,7 @@ use super::{
 };
 use crate::api::annotation;
 use crate::api::trust::{Mode, Reason};
+use crate::plan::fields::contains;
 
 /// The row of Contour.
 pub const CONTOUR: DataPlane = DataPlane {
@@ -110,20 +112,12 @@ fn is_attached(request: &Request<'_>, target: &Value) -> bool {
     let virtualhost = &target["spec"]["virtualhost"];
     let present = &virtualhost["authorization"];
     annotations::value(target, annotation::TRUST) == Some(request.trust)
-        && says(&virtualhost["tls"]["clientValidation"], &validation(request))
+        && contains(&virtualhost["tls"]["clientValidation"], &validation(request))
         // It may be left from when it was needed; applying none removes ours, and nobody else's.
         && match request.needs_gate() {
-            true => says(present, &authorization(request)),
+            true => contains(present, &authorization(request)),
             false => present["extensionRef"]["name"] != gate::NAME,
         }
-}
-
-/// Does `present` say all that is wanted? What the user says beside it is theirs.
-fn says(present: &Value, wanted: &Value) -> bool {
-    match wanted {
-        Value::Object(fields) => fields.iter().all(|(key, value)| says(&present[key], value)),
-        _ => present == wanted,
-    }
 }
 
 fn hosts(object: &Value) -> Vec<String> {
@@ -161,8 +155,16 @@ fn exposure(request: &Request<'_>, target: &Value, routes: &[&Value]) -> Option<
             homeless.then(|| gate::homeless(request, "Contour"))
         })
         .or_else(|| foreign_question(request, target))
+        .or_else(|| stream(request, target))
         .or_else(|| past(request, target, routes))
         .or_else(|| not_taken(request, target))
+}
+
+/// As a stream of TCP it is served without asking the gate, which is told of requests.
+fn stream(request: &Request<'_>, target: &Value) -> Option<Exposure> {
+    let stream = request.needs_gate() && !target["spec"]["tcpproxy"].is_null();
+    let message = "has spec.tcpproxy set, so that Contour serves a stream, about whose requests the gate is not asked; remove it, or what of the ClientTrust needs the gate";
+    stream.then(|| Exposure { reason: Reason::Conflict, message: message.to_owned() })
 }
 
 /// What another hand has the gate asked beside what we say: it knows no such question, and refuses.
@@ -215,7 +217,7 @@ fn past(request: &Request<'_>, target: &Value, routes: &[&Value]) -> Option<Expo
             };
             let Some(included) = routes.iter().find(is_it) else {
                 let message = format!(
-                    "includes HTTPProxy {}/{}, which does not exist or is in no namespace that Countersign looks after: whether it permits plain HTTP is not known",
+                    "includes HTTPProxy {}/{}, which does not exist or is in no namespace that Countersign looks after: what its routes permit is not known",
                     namespace.unwrap_or_default(),
                     include["name"].as_str().unwrap_or_default()
                 );
@@ -416,6 +418,10 @@ mod tests {
             root["spec"]["virtualhost"]["authorization"] = json!(null);
             assert_eq!(exposed(&root, &[&root, &part]), None);
         }
+        let mut stream = asking();
+        stream["spec"]["tcpproxy"] = json!({"services": []});
+        assert_eq!(told(&stream, &[]).unwrap().reason, Reason::Conflict);
+        assert_eq!(exposed(&stream, &[]), Some(Reason::NotProgrammed), "it still asks");
         let mut foreign = asking();
         foreign["spec"]["virtualhost"]["authorization"]["authPolicy"]["context"]["x"] = json!("y");
         assert!(told(&foreign, &[]).unwrap().message.contains("authPolicy.context.x"));

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::api::annotation;
 use crate::api::trust::{Mode, Reason};
+use crate::plan::fields::contains;
 
 const CONTROLLER: &str = "gateway.envoyproxy.io/gatewayclass-controller";
 
@@ -182,7 +183,7 @@ fn exposure(request: &Request<'_>, target: &Value, objects: &[&Value]) -> Option
     gateway::unfit(target)
         .or_else(|| gateway_api::per_port(target))
         .or_else(|| stranger(request, &POLICY, policy?))
-        .or_else(|| not_taken(target, &POLICY, policy))
+        .or_else(|| not_taken(target, &POLICY, policy, &wanted(request)))
         .or_else(|| if request.needs_gate() { unasked(request, target, asking) } else { None })
 }
 
@@ -201,7 +202,7 @@ fn unasked(request: &Request<'_>, target: &Value, asking: Option<&Value>) -> Opt
     }
     asking
         .and_then(|asking| stranger(request, &SECURITY_POLICY, asking))
-        .or_else(|| not_taken(target, &SECURITY_POLICY, asking))
+        .or_else(|| not_taken(target, &SECURITY_POLICY, asking, &question(request)))
 }
 
 /// What another hand set beside our fields in a policy of ours.
@@ -210,6 +211,19 @@ fn stranger(request: &Request<'_>, kind: &Kind, policy: &Value) -> Option<Exposu
         true => (wanted(request), &["tls.clientValidation", "headers.xForwardedClientCert"]),
         false => (question(request), &["extAuth", "extAuth.grpc"]),
     };
+    let extensions = || policy["spec"]["extAuth"]["contextExtensions"].as_array();
+    let ours = wanted["extAuth"]["contextExtensions"].as_array();
+    let foreign =
+        |one: &&Value| ours.is_some_and(|ours| ours.iter().all(|o| o["name"] != one["name"]));
+    if let Some(one) = extensions().into_iter().flatten().find(foreign) {
+        let message = format!(
+            "has the gate asked what it does not know, so that it lets nobody in: spec.extAuth.contextExtensions[{}] of {} {:?}; remove it there",
+            one["name"],
+            kind.kind,
+            request.object_name()
+        );
+        return Some(Exposure { reason: Reason::Conflict, message });
+    }
     paths.iter().find_map(|path| {
         let at = |value: &Value| path.split('.').fold(value.clone(), |value, key| value[key].clone());
         let (present, ours) = (at(&policy["spec"]), at(&wanted));
@@ -224,14 +238,22 @@ fn stranger(request: &Request<'_>, kind: &Kind, policy: &Value) -> Option<Exposu
     })
 }
 
-/// What Envoy Gateway says of a policy at this Gateway, unless it took it as it is.
-fn not_taken(target: &Value, kind: &Kind, policy: Option<&Value>) -> Option<Exposure> {
+/// What Envoy Gateway says of a policy at this Gateway, unless it took it as it is wanted.
+fn not_taken(
+    target: &Value,
+    kind: &Kind,
+    policy: Option<&Value>,
+    wanted: &Value,
+) -> Option<Exposure> {
     let kind = kind.kind;
     let waits = || {
         let message = format!("waits for Envoy Gateway to take its {kind}");
         Some(Exposure { reason: Reason::NotProgrammed, message })
     };
-    let Some(policy) = policy else { return waits() };
+    // What was written a moment ago was not seen yet.
+    let Some(policy) = policy.filter(|policy| contains(&policy["spec"], wanted)) else {
+        return waits();
+    };
     let metadata = &target["metadata"];
     let ancestors = || policy["status"]["ancestors"].as_array().into_iter().flatten();
     let here = |ancestor: &&Value| {
@@ -541,6 +563,17 @@ mod tests {
         let mut foreign = asking();
         foreign["spec"]["extAuth"]["headersToExtAuth"] = json!(["x"]);
         assert!(told(&shop(), &foreign).unwrap().message.contains("extAuth.headersToExtAuth"));
+        let mut unknown = asking();
+        let extensions = &mut unknown["spec"]["extAuth"]["contextExtensions"];
+        extensions
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "x", "type": "Value", "value": "y"}));
+        assert!(told(&shop(), &unknown).unwrap().message.contains("contextExtensions[\"x\"]"));
+        // What it took is not what is wanted now.
+        let other = Request { mode: Mode::Optional, ..gated() };
+        let found = exposure(&other, &shop(), &[&taken(), &asking()]).unwrap();
+        assert_eq!(found.reason, Reason::NotProgrammed);
         // Connections that carry no requests.
         let mut tcp = shop();
         tcp["spec"]["listeners"][0]["protocol"] = json!("TLS");

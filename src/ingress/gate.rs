@@ -63,7 +63,7 @@ pub fn context(request: &Request<'_>) -> Value {
 /// What is told where the URL of the gate names no Service, and the data plane takes nothing else.
 pub fn homeless(request: &Request<'_>, plane: &str) -> Exposure {
     let message = format!(
-        "is served by {plane}, which asks the gate by its Service, and {} names none, so that nobody gets in: set --gate-url of the controller to http://<service>.<namespace>.svc:<port>",
+        "is served by {plane}, which asks the gate by its Service, and {} is not of the form http://<service>.<namespace>.svc:<port>, so that nobody gets in: set --gate-url of the controller",
         request.gate_url
     );
     Exposure { reason: Reason::NotProgrammed, message }

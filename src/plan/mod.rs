@@ -11,6 +11,7 @@ pub mod crl;
 pub mod delta;
 pub mod destination;
 pub mod enforcement;
+pub mod fields;
 pub mod gate;
 pub mod headroom;
 pub mod history;

@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use serde_json::Value;
 
 use super::canary;
+use super::fields::contains;
 use super::gate;
 use super::ledger::CaKey;
 use super::trust_secret::{Anchor, labels, owner, too_large};
@@ -109,18 +110,59 @@ pub fn plan(world: &World<'_>) -> Plan {
     Plan { objects, edits }
 }
 
-fn request<'a>(world: &'a World<'_>, (namespace, name): &'a (String, String)) -> Request<'a> {
+fn request<'a>(world: &'a World<'_>, names: &'a (String, String)) -> Request<'a> {
+    Request { gate_tls: world.gate_tls, ..of_trust(world.trust, names, world.gate_url) }
+}
+
+/// What adapters are given of a trust, by namespace and name, but for the gate over TLS.
+fn of_trust<'a>(
+    trust: &'a ClientTrust,
+    (namespace, name): &'a (String, String),
+    gate_url: &'a str,
+) -> Request<'a> {
     Request {
         namespace,
         trust: name,
-        mode: world.trust.spec.mode,
-        forward_identity: world.trust.spec.forward_identity,
-        authorities: world.authorities.iter().map(|(name, _)| *name).collect(),
-        gate_url: world.gate_url,
-        gate_tls: world.gate_tls,
-        by_policy: gate::needs_policy(world.trust),
-        second_factor: world.trust.spec.second_factor.is_some(),
+        mode: trust.spec.mode,
+        forward_identity: trust.spec.forward_identity,
+        authorities: trust.spec.authorities.iter().map(|one| one.name.as_str()).collect(),
+        gate_url,
+        gate_tls: None,
+        by_policy: gate::needs_policy(trust),
+        second_factor: trust.spec.second_factor.is_some(),
     }
+}
+
+/// Is the gate asked what the trust says now, as far as it decides, wherever clients are let in by CAs and CRLs of the
+/// Secret? As long as it is not, a further CA there would let in clients about whom nobody decides. Given are the targets,
+/// and what was made for them, with their data planes, and all routes.
+pub fn is_asked(
+    trust: &ClientTrust,
+    gate_url: &str,
+    served: &[(&'static DataPlane, &Value)],
+    routes: &[Value],
+) -> bool {
+    let names = (trust.namespace().unwrap_or_default(), trust.name_any());
+    let request = of_trust(trust, &names, gate_url);
+    let by_secret = |plane: &DataPlane| matches!(plane.revocation, Revocation::ByCrl(_));
+    let stands = |wanted: &Value| {
+        let same = |route: &&Value| ingress::name_of(route) == ingress::name_of(wanted);
+        routes.iter().find(same).is_some_and(|route| contains(route, wanted))
+    };
+    let is_target = |object: &Value| {
+        let is_it = |target| {
+            ingress::is_of_same_kind(object, target) && object["metadata"]["name"] == *target.name
+        };
+        trust.spec.target_refs.iter().any(is_it)
+    };
+    let targets = || served.iter().filter(|(_, object)| is_target(object));
+    !request.by_policy
+        || targets().filter(|(plane, _)| by_secret(plane)).all(|(plane, target)| {
+            let its = targets().filter(|(other, _)| other.name == plane.name);
+            let its: Vec<&Value> = its.map(|(_, target)| *target).collect();
+            ingress::attach(plane, &request, target) == Ok(Edit::Nothing)
+                && (plane.objects)(&request, &its).iter().all(stands)
+        })
 }
 
 /// What a data plane is given of a trust. One that does not ask the gate can't enforce the gate's policy: it asks
@@ -727,5 +769,39 @@ mod tests {
             let status = status(&world(&trust, Some(ANCHOR), Some(ingress()), &routes), &[Ok(())]);
             assert_eq!(condition(&status, PROGRAMMED).1, expected);
         }
+    }
+
+    #[test]
+    fn who_lets_clients_in_by_the_secret_is_asked_about_before_it_gets_another_ca() {
+        let mut trust = trust();
+        trust.spec.target_refs[0].group = "projectcontour.io".into();
+        trust.spec.target_refs[0].kind = "HTTPProxy".into();
+        let url = "http://gate.countersign.svc:8081";
+        let mut proxy = json!({
+            "apiVersion": "projectcontour.io/v1", "kind": "HTTPProxy",
+            "metadata": {"name": trust.spec.target_refs[0].name, "namespace": trust.namespace()},
+            "spec": {"virtualhost": {"fqdn": "a", "tls": {"secretName": "s"}}},
+        });
+        let asked = |trust: &ClientTrust, proxy: &Value| {
+            let routes = [proxy.clone()];
+            is_asked(trust, url, &[(&ingress::contour::CONTOUR, proxy)], &routes)
+        };
+        assert!(asked(&trust, &proxy), "nothing has to be asked");
+        trust.spec.allow = Some(Default::default());
+        assert!(!asked(&trust, &proxy));
+        let names = (trust.namespace().unwrap(), trust.name_any());
+        let request = of_trust(&trust, &names, url);
+        let edit = ingress::attach(&ingress::contour::CONTOUR, &request, &proxy);
+        let Ok(Edit::Apply(applied)) = edit else { panic!("{edit:?}") };
+        proxy["metadata"]["annotations"] = applied["metadata"]["annotations"].clone();
+        let virtualhost = &applied["spec"]["virtualhost"];
+        proxy["spec"]["virtualhost"]["authorization"] = virtualhost["authorization"].clone();
+        proxy["spec"]["virtualhost"]["tls"]["clientValidation"] =
+            virtualhost["tls"]["clientValidation"].clone();
+        assert!(asked(&trust, &proxy));
+        trust.spec.mode = Mode::Optional;
+        assert!(!asked(&trust, &proxy), "it asks by what the trust said before");
+        // One that goes by the gate alone is no matter of the Secret.
+        assert!(is_asked(&trust, url, &[(&TRAEFIK, &ingress())], &[ingress()]));
     }
 }

@@ -115,6 +115,21 @@ pub fn close(secret: &mut Secret) {
     secret.data.get_or_insert_default().insert(secret_key::CA.to_owned(), ByteString::default());
 }
 
+/// Does a Secret hold a CA certificate that the other one, if there is one, does not?
+pub fn adds_a_ca(wanted: &Secret, present: Option<&Secret>) -> bool {
+    let text = |secret: &Secret| {
+        let data = secret.data.as_ref().and_then(|data| data.get(secret_key::CA));
+        String::from_utf8_lossy(data.map(|data| &*data.0).unwrap_or_default()).into_owned()
+    };
+    let (wanted, present) = (text(wanted), present.map(text).unwrap_or_default());
+    let certificates = |bundle: &'_ str| -> Vec<String> {
+        let ends = bundle.split_inclusive("-----END CERTIFICATE-----");
+        ends.map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect()
+    };
+    let known = certificates(&present);
+    certificates(&wanted).iter().any(|one| !known.contains(one))
+}
+
 /// For a data plane that refuses revoked certificates by `ca.crl` alone: beside CAs without any CRL it would
 /// take them, so it gets no CA either and lets nobody in.
 pub fn close_without_crl(secret: &mut Secret) {
@@ -145,4 +160,26 @@ pub fn is_owned(trust: &ClientTrust, existing: &ObjectMeta) -> bool {
 pub fn is_controlled(owner: Option<&str>, existing: &ObjectMeta) -> bool {
     let mut owners = existing.owner_references.iter().flatten();
     owners.any(|one| one.controller == Some(true) && Some(&*one.uid) == owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_ca_is_found_wherever_it_stands() {
+        let pem = |name: &str| {
+            format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
+        };
+        let secret = |names: &[&str]| {
+            let text: String = names.iter().map(|name| pem(name)).collect();
+            let data = [(secret_key::CA.to_owned(), ByteString(text.into_bytes()))];
+            Secret { data: Some(data.into()), ..Secret::default() }
+        };
+        let (none, one, two) = (secret(&[]), secret(&["a"]), secret(&["b", "a"]));
+        assert!(adds_a_ca(&one, None) && adds_a_ca(&one, Some(&none)));
+        assert!(adds_a_ca(&two, Some(&one)) && adds_a_ca(&one, Some(&secret(&["b"]))));
+        assert!(!adds_a_ca(&one, Some(&two)) && !adds_a_ca(&one, Some(&one)));
+        assert!(!adds_a_ca(&none, None) && !adds_a_ca(&none, Some(&one)));
+    }
 }

@@ -6,6 +6,7 @@
 //! `failure_mode_allow` lets pass.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -135,9 +136,11 @@ pub async fn check(State(gate): State<Gate>, body: Body) -> Response {
     let trust = policy.as_ref().ok().and_then(|policy| policy.trust.clone());
     let headers = question.as_ref().map(authorization).unwrap_or_default();
     let shown = question.and_then(|question| certificate(&question));
-    let asks_for_more = trust.as_deref().is_some_and(|trust| gate.asks_for_more(trust));
     let answer = match gate.decision(policy, || shown, &headers).await {
-        Ok(shown) => allowed(shown.as_ref(), asks_for_more),
+        Ok(shown) => {
+            let asks_for_more = trust.as_deref().is_some_and(|trust| gate.asks_for_more(trust));
+            allowed(shown.as_ref(), asks_for_more)
+        }
         Err(refusal) => denied(refusal, trust.as_deref()),
     };
     reply(&answer)
@@ -199,15 +202,30 @@ fn authorization(question: &AttributeContext) -> HeaderMap {
     value.into_iter().map(|value| (AUTHORIZATION, value)).collect()
 }
 
-/// What many backends take for `Client-Cert` and `Client-Cert-Chain`: Envoy lets underscores pass unless it is told not
+/// What many backends take for the headers that tell who the client is: Envoy lets underscores pass unless it is told not
 /// to, which not everybody who configures it can say.
-const WITH_UNDERSCORES: [&str; 4] =
-    ["client_cert", "client_cert_chain", "client-cert_chain", "client_cert-chain"];
+static WITH_UNDERSCORES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    [CLIENT_CERT, CLIENT_CERT_CHAIN, ENVOY.header].into_iter().flat_map(with_underscores).collect()
+});
+
+/// Every way to write the name of a header with an underscore in place of a hyphen, or of several.
+fn with_underscores(name: &str) -> Vec<String> {
+    let words: Vec<&str> = name.split('-').collect();
+    let written = |choice: usize| {
+        let mut written = words[0].to_owned();
+        for (place, word) in words[1..].iter().enumerate() {
+            written.push(if choice >> place & 1 == 1 { '_' } else { '-' });
+            written.push_str(word);
+        }
+        written
+    };
+    (1..1 << (words.len() - 1)).map(written).collect()
+}
 
 /// The backend is told the certificate, and neither what the client wrote in its place nor the password.
 fn allowed(shown: Option<&CertificateDer<'_>>, asks_for_more: bool) -> CheckResponse {
     let mut removed = vec![CLIENT_CERT_CHAIN.to_owned()];
-    removed.extend(WITH_UNDERSCORES.map(str::to_owned));
+    removed.extend(WITH_UNDERSCORES.iter().cloned());
     // Envoy removes after it has set: only what is not set may stand here.
     removed.extend(shown.is_none().then(|| CLIENT_CERT.to_owned()));
     removed.extend(asks_for_more.then(|| AUTHORIZATION.to_string()));
@@ -279,7 +297,8 @@ mod tests {
 
     /// What is always removed, and this.
     fn removed(more: &[&str]) -> Vec<String> {
-        let always = ["client-cert-chain"].into_iter().chain(WITH_UNDERSCORES);
+        let always = WITH_UNDERSCORES.iter().map(String::as_str);
+        let always = ["client-cert-chain"].into_iter().chain(always);
         always.chain(more.iter().copied()).map(str::to_owned).collect()
     }
 
@@ -293,6 +312,14 @@ mod tests {
         let body = answer.into_body().collect().await.unwrap();
         assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
         CheckResponse::decode(&body.to_bytes()[5..]).unwrap()
+    }
+
+    #[test]
+    fn names_of_headers_are_written_with_underscores_in_every_way() {
+        assert_eq!(with_underscores("client-cert"), ["client_cert"]);
+        let expected = ["client_cert-chain", "client-cert_chain", "client_cert_chain"];
+        assert_eq!(with_underscores("client-cert-chain"), expected);
+        assert_eq!(WITH_UNDERSCORES.len(), 1 + 3 + 7);
     }
 
     #[test]
