@@ -484,6 +484,7 @@ async fn asks_who_may_pass_and_for_a_password<P: DataPlane>() {
     // The clients of another authority never get in, though its CA comes to where those are who need not ask.
     scene.authority("partners").await;
     scene.identity("partner", "partners").await;
+    scene.until("they do not before", Some("partner"), P::UNKNOWN).await;
     let authorities = json!([{"name": "staff"}, {"name": "partners"}]);
     let allow = json!({"commonNames": ["good"]});
     let spec = json!({"authorities": authorities, "allow": allow});
