@@ -746,22 +746,6 @@ async fn d3_a_chart_value_limits_the_operator_to_named_namespaces() {
     let client = client().await;
     let (inside, outside) =
         (namespace(&client, "inside").await, namespace(&client, "outside").await);
-    let chart = root().join("charts/countersign").display().to_string();
-    let upgrade = |value: &str| {
-        helm(&[
-            "upgrade",
-            "countersign",
-            &chart,
-            "-n",
-            OPERATOR,
-            "--reuse-values",
-            "--wait",
-            "--timeout",
-            "3m",
-            "--set-json",
-            value,
-        ]);
-    };
     upgrade(&format!("namespaces=[\"{inside}\"]"));
     let authorities: Api<ClientAuthority> = Api::all(client.clone());
     create(
@@ -791,6 +775,59 @@ async fn d3_a_chart_value_limits_the_operator_to_named_namespaces() {
     }
     upgrade("namespaces=[]");
     wait_for(&there, "laptop", READY, "True", "Issued").await;
+}
+
+/// Upgrades the release with one more value.
+fn upgrade(value: &str) {
+    let chart = root().join("charts/countersign").display().to_string();
+    let release = ["upgrade", "countersign", &chart, "-n", OPERATOR, "--reuse-values"];
+    helm(&[&release[..], &["--wait", "--timeout", "3m", "--set-json", value]].concat());
+}
+
+#[tokio::test]
+async fn d4_the_gate_knows_its_callers_by_a_chart_value() {
+    let shop = Shop::open("callers").await;
+    let staff = shop.authority("staff").await;
+    for name in ["good", "stolen"] {
+        shop.identity(name, &staff).await;
+    }
+    let trusts = shop.api::<ClientTrust>();
+    create(&trusts, &trust_yaml(&staff, INGRESS, "Required")).await;
+    wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+
+    // First all but Traefik's part, until the gate has its certificate, for which nobody waits two minutes here.
+    upgrade("gate.callerAuthentication={\"enabled\": true, \"prepareOnly\": true}");
+    let gate: Api<ClientIdentity> = Api::namespaced(shop.client.clone(), OPERATOR);
+    wait_for(&gate, "countersign-gate", READY, "True", "Issued").await;
+    let server = "deployment/countersign-server";
+    kubectl(&["-n", OPERATOR, "rollout", "restart", server], "");
+    kubectl(&["-n", OPERATOR, "rollout", "status", server, "--timeout", "120s"], "");
+    upgrade("gate.callerAuthentication={\"enabled\": true, \"prepareOnly\": false}");
+    let address = || {
+        let path = "jsonpath={.spec.forwardAuth.address}";
+        let middleware = "middleware/countersign-clients-gate";
+        kubectl(&["-n", &shop.namespace, "get", middleware, "-o", path], "")
+    };
+    eventually("Traefik is to ask over TLS", || async {
+        address().starts_with("https://countersign-server.countersign.svc").then_some(())
+    })
+    .await;
+    wait_for(&trusts, "clients", READY, "True", "Programmed").await;
+    shop.until("a valid certificate is let in by the gate over TLS", Some("good"), 200).await;
+    shop.until("and another one", Some("stolen"), 200).await;
+    shop.revoke("stolen").await;
+    shop.until("a revoked one is refused", Some("stolen"), 403).await;
+    shop.until("nobody else is", Some("good"), 200).await;
+
+    upgrade("gate.callerAuthentication={\"enabled\": false}");
+    eventually("Traefik is to ask on the plain port", || async {
+        address().starts_with("http://").then_some(())
+    })
+    .await;
+    shop.until("a valid certificate is let in", Some("good"), 200).await;
+    shop.until("the revoked one is not", Some("stolen"), 403).await;
+    shop.close().await;
 }
 
 fn helm(arguments: &[&str]) -> String {
