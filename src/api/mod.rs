@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod canary;
 pub mod condition;
 pub mod duration;
+pub mod fields;
 pub mod gate;
 pub mod identity;
 pub mod lifecycle;

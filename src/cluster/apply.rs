@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::FIELD_MANAGER;
-use crate::plan::fields::contains;
+use crate::api::fields::contains;
 
 /// Why a write did not happen.
 #[derive(Debug, thiserror::Error)]

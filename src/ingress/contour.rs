@@ -28,8 +28,8 @@ use super::{
     DataPlane, Edit, Exposure, FieldConflict, Kind, Request, Revocation, annotations, name_of,
 };
 use crate::api::annotation;
+use crate::api::fields::contains;
 use crate::api::trust::{Mode, Reason};
-use crate::plan::fields::contains;
 
 /// The row of Contour.
 pub const CONTOUR: DataPlane = DataPlane {

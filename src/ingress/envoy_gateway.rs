@@ -32,8 +32,8 @@ use super::{
     gateway, gateway_api, is_anothers, is_of_kind,
 };
 use crate::api::annotation;
+use crate::api::fields::contains;
 use crate::api::trust::{Mode, Reason};
-use crate::plan::fields::contains;
 
 const CONTROLLER: &str = "gateway.envoyproxy.io/gatewayclass-controller";
 

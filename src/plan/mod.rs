@@ -11,7 +11,6 @@ pub mod crl;
 pub mod delta;
 pub mod destination;
 pub mod enforcement;
-pub mod fields;
 pub mod gate;
 pub mod headroom;
 pub mod history;

@@ -8,13 +8,13 @@ use kube::ResourceExt;
 use serde_json::Value;
 
 use super::canary;
-use super::fields::contains;
 use super::gate;
 use super::ledger::CaKey;
 use super::trust_secret::{Anchor, labels, owner, too_large};
 use crate::api::condition::{
     self, ACCEPTED, BUNDLE_PUBLISHED, PROGRAMMED, READY, REVOCATION_ENFORCED, Wanted,
 };
+use crate::api::fields::contains;
 use crate::api::trust::{CrlInForce, ForwardIdentity, Mode, Reason, TargetReference, TargetStatus};
 use crate::api::{ClientTrust, ClientTrustStatus};
 use crate::ingress::{self, DataPlane, Edit, Exposure, GateTls, Request, Revocation};
