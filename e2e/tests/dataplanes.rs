@@ -24,13 +24,14 @@ use countersign::pki::{CertificateAuthority, KeyType, PrivateKey, Serial, certif
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{DynamicObject, PostParams};
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
 use support::contour::Contour;
 use support::control_plane::{ControlPlane, free_ports};
-use support::data_plane::{DataPlane, HOST, Refusal, kubectl, leaf, open_shop, resource, told};
+use support::data_plane::{
+    DataPlane, HOST, Refusal, kubectl, leaf, objects, open_shop, resource, told,
+};
 use support::envoy_gateway::{EnvoyGateway, install, make};
 use support::haproxy_ingress::HaproxyIngress;
 use support::ingress_nginx::IngressNginx;
@@ -1357,13 +1358,8 @@ async fn contour_asks_the_gate_and_what_leads_past_it_is_told() {
     scene.ready().await;
 
     // The object by which it is found is put back when it is gone, and until then nobody gets in.
-    let services = ApiResource::from_gvk(&GroupVersionKind::gvk(
-        "projectcontour.io",
-        "v1alpha1",
-        "ExtensionService",
-    ));
-    let services: Api<DynamicObject> =
-        Api::namespaced_with(scene.client.clone(), NAMESPACE, &services);
+    let kind = ["projectcontour.io", "v1alpha1", "ExtensionService"];
+    let services = objects(&scene.client, Some(NAMESPACE), kind);
     let uid = services.get("countersign-gate").await.expect("it").metadata.uid;
     scene.operator.take().expect("an operator").kill();
     delete(&services, "countersign-gate").await;

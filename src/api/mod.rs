@@ -34,6 +34,8 @@ pub const VERSION: &str = "v1alpha1";
 
 /// Labels that Countersign writes on what it owns; watches select by them.
 pub mod label {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
     /// The standard label that says who manages an object.
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// Its value on everything that Countersign owns.
@@ -49,6 +51,12 @@ pub mod label {
 
     /// Selects everything that Countersign owns.
     pub const SELECTOR: &str = "app.kubernetes.io/managed-by=countersign";
+
+    /// Does an object carry the mark of what Countersign manages?
+    pub fn is_ours(object: &ObjectMeta) -> bool {
+        let mark = object.labels.as_ref().and_then(|labels| labels.get(MANAGED_BY));
+        mark.is_some_and(|value| value == MANAGED_BY_VALUE)
+    }
 }
 
 /// Annotations that carry facts, so that watching metadata is enough.

@@ -86,6 +86,16 @@ pub enum Mode {
     Optional,
 }
 
+impl Mode {
+    /// As it stands in the API and in the questions to the gate.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "Required",
+            Self::Optional => "Optional",
+        }
+    }
+}
+
 /// By which headers the backend is told who the client is.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
 pub enum ForwardIdentity {

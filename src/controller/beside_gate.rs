@@ -1,6 +1,5 @@
 //! What data planes need beside the gate, in its namespace, to ask it.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
@@ -29,7 +28,7 @@ pub(super) async fn put(
         object["metadata"]["labels"] = json!(labels());
         // Several trusts may need the same object: nobody takes it away meanwhile.
         let _turn = context.beside_gate.lock().await;
-        let ours = |found: &DynamicObject| is_ours(&found.metadata);
+        let ours = |found: &DynamicObject| label::is_ours(&found.metadata);
         let put =
             apply::ensure(&context.client, &object, ours).await.map_err(|error| match error {
                 WriteError::NotOwned(object) => {
@@ -61,7 +60,7 @@ pub(super) async fn prune(
         }
         let found = apply::find(&context.client, &object).await;
         let found = found.map_err(|source| Error::Read { object: name_of(&object), source })?;
-        if let Some(present) = found.filter(|found| is_ours(&found.metadata)) {
+        if let Some(present) = found.filter(|found| label::is_ours(&found.metadata)) {
             let present: Value = serde_json::to_value(&present).unwrap_or_default();
             apply::delete(&context.client, &present).await?;
         }
@@ -78,9 +77,4 @@ fn is_needed(stores: &Stores, plane: &DataPlane, is_for: impl Fn(&str) -> bool) 
             && is_for(&trust.namespace().unwrap_or_default())
     };
     stores.trusts.list().iter().any(|trust| needs(trust))
-}
-
-fn is_ours(metadata: &ObjectMeta) -> bool {
-    let mark = metadata.labels.as_ref().and_then(|labels| labels.get(label::MANAGED_BY));
-    mark.is_some_and(|value| value == label::MANAGED_BY_VALUE)
 }

@@ -125,10 +125,7 @@ async fn set(
     // One after the other: each writes the whole Secret.
     let mut known = context.policies.lock().await;
     let present = read(context, &Key::new(&context.namespace, POLICIES)).await?;
-    let ours = |secret: &Secret| {
-        secret.labels().get(label::MANAGED_BY).is_some_and(|value| value == label::MANAGED_BY_VALUE)
-    };
-    if present.as_ref().is_some_and(|present| !ours(present)) {
+    if present.as_ref().is_some_and(|present| !label::is_ours(&present.metadata)) {
         return Err(WriteError::NotOwned(format!("Secret {POLICIES}")).into());
     }
     let before = present.as_ref().and_then(|secret| secret.data.clone()).unwrap_or_default();

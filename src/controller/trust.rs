@@ -28,7 +28,7 @@ use crate::ingress::gate::may_serve;
 use crate::ingress::{self, DATA_PLANES, DataPlane, Edit, Revocation};
 use crate::plan::crl::BACKDATE;
 use crate::plan::gate::{needs_gate, needs_policy};
-use crate::plan::trust::{Served, Target, World, gate_lags, is_asked, plan, status};
+use crate::plan::trust::{Plan, Served, World, gate_lags, is_asked, plan, status};
 use crate::plan::trust_secret::{
     Anchor, adds_a_ca, close, close_without_crl, crl_keys, is_owned, own_secret, secret,
     secret_key, set_crls,
@@ -108,7 +108,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
     // Before a route relies on it.
     let policy_trouble = policies::put(&context, &trust).await?;
     let canary = context.canaries.report(&key, trust.metadata.uid.as_deref());
-    let waits = caller_trouble(&context, &key);
+    let waits = context.gate_tls.as_ref().and_then(|_| caller_trouble(&context, &key));
     let mut world = World {
         trust: &trust,
         authorities,
@@ -131,7 +131,7 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Result<Outcome, Error
 
     // What the targets will refer to comes before them: never a route that names nothing.
     let prepared = match prepared {
-        Ok(_) => put_objects(&context, &trust, &world.targets, &plan.objects).await,
+        Ok(_) => put_objects(&context, &trust, &plan).await,
         Err(error) => Err(error),
     };
     let mut refused = Ok(());
@@ -416,20 +416,13 @@ fn keep_later_crls(context: &Context, trust: &ClientTrust, wanted: &mut Secret, 
 async fn put_objects(
     context: &Context,
     trust: &ClientTrust,
-    targets: &[Target<'_>],
-    objects: &[Value],
+    plan: &Plan,
 ) -> Result<(), WriteError> {
     if needs_gate(trust) {
         let namespace = trust.namespace().unwrap_or_default();
-        let mut planes: Vec<&DataPlane> = Vec::new();
-        for plane in targets.iter().filter_map(|target| target.data_plane.as_ref().ok().copied()) {
-            if planes.iter().all(|known| known.name != plane.name) {
-                planes.push(plane);
-            }
-        }
-        beside_gate::put(context, &planes, &namespace).await?;
+        beside_gate::put(context, &plan.planes, &namespace).await?;
     }
-    for object in objects {
+    for object in &plan.objects {
         let owned = |present: &kube::api::DynamicObject| is_owned(trust, &present.metadata);
         if apply::ensure(&context.client, object, owned).await? {
             info!(kind = %object["kind"], name = %object["metadata"]["name"], "programmed");

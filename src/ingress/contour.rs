@@ -55,9 +55,6 @@ pub const CONTOUR: DataPlane = DataPlane {
     conflict: |_, _, _, _| None,
 };
 
-/// The longest time that a question takes: `spec.secondFactor.url.timeout` is bounded by 10 seconds.
-const TIMEOUT: &str = "15s";
-
 /// One for all. It names Services of its own namespace only.
 fn extension_service(gate: &GateService<'_>, _: &str) -> Value {
     json!({
@@ -91,7 +88,7 @@ fn authorization(request: &Request<'_>) -> Value {
         },
         "authPolicy": {"disabled": false, "context": gate::context(request)},
         "failOpen": false,
-        "responseTimeout": TIMEOUT,
+        "responseTimeout": gate::TIMEOUT,
     })
 }
 
@@ -150,10 +147,7 @@ fn unfit(target: &Value) -> Option<Exposure> {
 
 fn exposure(request: &Request<'_>, target: &Value, routes: &[&Value]) -> Option<Exposure> {
     unfit(target)
-        .or_else(|| {
-            let homeless = request.needs_gate() && GateService::of_url(request.gate_url).is_none();
-            homeless.then(|| gate::homeless(request, "Contour"))
-        })
+        .or_else(|| gate::homeless(request, CONTOUR.name))
         .or_else(|| foreign_question(request, target))
         .or_else(|| stream(request, target))
         .or_else(|| past(request, target, routes))
@@ -256,7 +250,7 @@ fn not_taken(request: &Request<'_>, target: &Value) -> Option<Exposure> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::request;
+    use super::super::tests::{gated, request};
     use super::super::{attach, detach};
     use super::*;
 
@@ -324,16 +318,6 @@ mod tests {
         validation["crlOnlyVerifyLeafCert"] = json!(true);
         let edit = attach(&CONTOUR, &request(Mode::Required), &proxy);
         assert!(matches!(edit, Ok(Edit::Apply(_))));
-    }
-
-    /// With something that needs the gate.
-    fn gated() -> Request<'static> {
-        Request {
-            by_policy: true,
-            gate_url: "http://gate.countersign.svc:8081",
-            gate_tls: None,
-            ..request(Mode::Required)
-        }
     }
 
     /// The proxy as it stands when the gate is asked.

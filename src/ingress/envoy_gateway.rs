@@ -47,9 +47,6 @@ const POLICY: Kind = Kind {
 /// What has the gate asked.
 const SECURITY_POLICY: Kind = Kind { kind: "SecurityPolicy", ..POLICY };
 
-/// The longest time that a question takes: `spec.secondFactor.url.timeout` is bounded by 10 seconds.
-const TIMEOUT: &str = "15s";
-
 /// The row of Envoy Gateway.
 pub const ENVOY_GATEWAY: DataPlane = DataPlane {
     name: "Envoy Gateway",
@@ -105,7 +102,7 @@ fn question(request: &Request<'_>) -> Value {
     let gate = GateService::of_url(request.gate_url).unwrap_or(nobody);
     json!({"extAuth": {
         "failOpen": false,
-        "timeout": TIMEOUT,
+        "timeout": gate::TIMEOUT,
         "contextExtensions": context,
         "grpc": {"backendRefs": [{
             "group": "",
@@ -189,20 +186,35 @@ fn exposure(request: &Request<'_>, target: &Value, objects: &[&Value]) -> Option
 
 /// What keeps the gate from being asked about all requests, or from knowing the answer.
 fn unasked(request: &Request<'_>, target: &Value, asking: Option<&Value>) -> Option<Exposure> {
-    if GateService::of_url(request.gate_url).is_none() {
-        return Some(gate::homeless(request, "Envoy Gateway"));
-    }
-    let mut listeners = gateway::listeners(target);
-    if let Some(listener) = listeners.find(|listener| listener["protocol"] == "TLS") {
-        let message = format!(
-            "has a listener {} of protocol TLS, and the gate is asked about requests, not about the connections of a TCPRoute; move it to another Gateway",
-            listener["name"]
-        );
-        return Some(Exposure { reason: Reason::Conflict, message });
-    }
-    asking
-        .and_then(|asking| stranger(request, &SECURITY_POLICY, asking))
+    gate::homeless(request, ENVOY_GATEWAY.name)
+        .or_else(|| stream(target))
+        .or_else(|| unknown_question(request, asking?))
+        .or_else(|| stranger(request, &SECURITY_POLICY, asking?))
         .or_else(|| not_taken(target, &SECURITY_POLICY, asking, &question(request)))
+}
+
+/// A listener whose connections may go through a TCPRoute.
+fn stream(target: &Value) -> Option<Exposure> {
+    let listener = gateway::listeners(target).find(|listener| listener["protocol"] == "TLS")?;
+    let message = format!(
+        "has a listener {} of protocol TLS, and the gate is asked about requests, not about the connections of a TCPRoute; move it to another Gateway",
+        listener["name"]
+    );
+    Some(Exposure { reason: Reason::Conflict, message })
+}
+
+/// What another hand has the gate asked beside what we say: it knows no such question, and refuses.
+fn unknown_question(request: &Request<'_>, asking: &Value) -> Option<Exposure> {
+    let extensions = |spec: &Value| spec["extAuth"]["contextExtensions"].as_array().cloned();
+    let ours = extensions(&question(request))?;
+    let present = extensions(&asking["spec"])?;
+    let foreign = |one: &&Value| ours.iter().all(|known| known["name"] != one["name"]);
+    let name = &present.iter().find(foreign)?["name"];
+    let message = format!(
+        "has the gate asked what it does not know, so that it lets nobody in: spec.extAuth.contextExtensions[{name}] of SecurityPolicy {:?}; remove it there",
+        request.object_name()
+    );
+    Some(Exposure { reason: Reason::Conflict, message })
 }
 
 /// What another hand set beside our fields in a policy of ours.
@@ -211,19 +223,6 @@ fn stranger(request: &Request<'_>, kind: &Kind, policy: &Value) -> Option<Exposu
         true => (wanted(request), &["tls.clientValidation", "headers.xForwardedClientCert"]),
         false => (question(request), &["extAuth", "extAuth.grpc"]),
     };
-    let extensions = || policy["spec"]["extAuth"]["contextExtensions"].as_array();
-    let ours = wanted["extAuth"]["contextExtensions"].as_array();
-    let foreign =
-        |one: &&Value| ours.is_some_and(|ours| ours.iter().all(|o| o["name"] != one["name"]));
-    if let Some(one) = extensions().into_iter().flatten().find(foreign) {
-        let message = format!(
-            "has the gate asked what it does not know, so that it lets nobody in: spec.extAuth.contextExtensions[{}] of {} {:?}; remove it there",
-            one["name"],
-            kind.kind,
-            request.object_name()
-        );
-        return Some(Exposure { reason: Reason::Conflict, message });
-    }
     paths.iter().find_map(|path| {
         let at = |value: &Value| path.split('.').fold(value.clone(), |value, key| value[key].clone());
         let (present, ours) = (at(&policy["spec"]), at(&wanted));
@@ -290,7 +289,7 @@ fn not_taken(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::request;
+    use super::super::tests::{gated, request};
     use super::super::{attach, detach, serves};
     use super::*;
     use crate::api::trust::TargetReference;
@@ -467,16 +466,6 @@ mod tests {
             condition("Overridden", "True", "Overridden"),
         ];
         assert_eq!(with(&conditions, json!(overridden)).reason, Reason::Conflict);
-    }
-
-    /// With something that needs the gate.
-    fn gated() -> Request<'static> {
-        Request {
-            by_policy: true,
-            gate_url: "http://gate.countersign.svc:8081",
-            gate_tls: None,
-            ..request(Mode::Required)
-        }
     }
 
     /// Our SecurityPolicy as Envoy Gateway took it.

@@ -4,10 +4,13 @@
 use serde_json::{Value, json};
 
 use super::{DataPlane, Exposure, Request};
-use crate::api::trust::{ForwardIdentity, Mode, Reason, TargetReference};
+use crate::api::trust::{ForwardIdentity, Reason, TargetReference};
 
 /// Name, or the beginning of it, of what stands in the namespace of the gate for a data plane.
 pub const NAME: &str = "countersign-gate";
+
+/// The longest time that a question takes: `spec.secondFactor.url.timeout` is bounded by 10 seconds.
+pub const TIMEOUT: &str = "15s";
 
 /// The Service of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,24 +52,24 @@ pub fn may_serve(plane: &DataPlane, target: &TargetReference) -> bool {
 
 /// The context extensions of the question: what the path and the query say where the gate is asked over HTTP.
 pub fn context(request: &Request<'_>) -> Value {
-    let mode = match request.mode {
-        Mode::Required => "Required",
-        Mode::Optional => "Optional",
-    };
-    let mut context = json!({"mode": mode, "authorities": request.authorities.join(",")});
+    let authorities = request.authorities.join(",");
+    let mut context = json!({"mode": request.mode.as_str(), "authorities": authorities});
     if request.by_policy {
         context["trust"] = json!(format!("{}/{}", request.namespace, request.trust));
     }
     context
 }
 
-/// What is told where the URL of the gate names no Service, and the data plane takes nothing else.
-pub fn homeless(request: &Request<'_>, plane: &str) -> Exposure {
+/// What is told where the gate is needed, its URL names no Service, and the data plane takes nothing else.
+pub fn homeless(request: &Request<'_>, plane: &str) -> Option<Exposure> {
+    if !request.needs_gate() || GateService::of_url(request.gate_url).is_some() {
+        return None;
+    }
     let message = format!(
         "is served by {plane}, which asks the gate by its Service, and {} is not of the form http://<service>.<namespace>.svc:<port>, so that nobody gets in: set --gate-url of the controller",
         request.gate_url
     );
-    Exposure { reason: Reason::NotProgrammed, message }
+    Some(Exposure { reason: Reason::NotProgrammed, message })
 }
 
 #[cfg(test)]
@@ -74,6 +77,7 @@ mod tests {
     use super::super::tests::request;
     use super::super::{contour, envoy_gateway, traefik};
     use super::*;
+    use crate::api::trust::Mode;
 
     #[test]
     fn a_service_is_found_in_its_url_and_nowhere_else() {

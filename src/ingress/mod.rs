@@ -74,10 +74,7 @@ impl Request<'_> {
 
     /// The same under another base URL.
     pub fn gate_address_at(&self, base: &str, form: &str) -> String {
-        let mode = match self.mode {
-            Mode::Required => "Required",
-            Mode::Optional => "Optional",
-        };
+        let mode = self.mode.as_str();
         // Names of namespaces, trusts and authorities are DNS labels: nothing to escape.
         let trust = format!("trust={}/{}&", self.namespace, self.trust);
         let trust = if self.by_policy { &*trust } else { "" };
@@ -266,6 +263,11 @@ pub fn serves(object: &Value, target: &TargetReference) -> bool {
     if target.group == GATEWAY.group && is_policy(object) {
         return true;
     }
+    is_target(object, target)
+}
+
+/// Is this object the target itself?
+pub fn is_target(object: &Value, target: &TargetReference) -> bool {
     is_of_same_kind(object, target) && object["metadata"]["name"] == *target.name
 }
 
@@ -365,6 +367,15 @@ pub(crate) mod tests {
             gate_tls: None,
             by_policy: false,
             second_factor: false,
+        }
+    }
+
+    /// The same with something that needs the gate, which is a Service.
+    pub fn gated() -> Request<'static> {
+        Request {
+            by_policy: true,
+            gate_url: "http://gate.countersign.svc:8081",
+            ..request(Mode::Required)
         }
     }
 

@@ -112,7 +112,7 @@ pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<Secre
         Some(owner)
             if owner.kind == ClientIdentity::kind(&())
                 && owner.name == identity.name_any()
-                && is_ours(secret) =>
+                && label::is_ours(secret) =>
         {
             Some(SecretView::Leaving)
         }
@@ -120,7 +120,7 @@ pub fn ownership(identity: &ClientIdentity, secret: &ObjectMeta) -> Option<Secre
             Some(SecretView::Foreign(format!("controlled by {} {:?}", owner.kind, owner.name)))
         }
         // One that outlives its identity carries its UID instead of an owner reference.
-        None if is_ours(secret)
+        None if label::is_ours(secret)
             && uid.is_some()
             && mark(secret, annotation::IDENTITY_UID) == uid.as_ref() =>
         {
@@ -141,13 +141,7 @@ pub fn is_ownerless(secret: &ObjectMeta, identity: &str) -> bool {
     let is_controlled =
         secret.owner_references.iter().flatten().any(|owner| owner.controller == Some(true));
     let mark = mark(secret, annotation::IDENTITY);
-    !is_controlled && is_ours(secret) && mark.is_some_and(|mark| mark == identity)
-}
-
-fn is_ours(secret: &ObjectMeta) -> bool {
-    let labels = secret.labels.as_ref();
-    labels.and_then(|labels| labels.get(label::MANAGED_BY)).map(String::as_str)
-        == Some(label::MANAGED_BY_VALUE)
+    !is_controlled && label::is_ours(secret) && mark.is_some_and(|mark| mark == identity)
 }
 
 fn mark<'a>(secret: &'a ObjectMeta, name: &str) -> Option<&'a String> {
@@ -177,7 +171,7 @@ pub fn view_secret(
         return SecretView::OtherType { present: present.to_owned(), wanted, current };
     }
     let is_restored = owned.is_some();
-    if !is_ours(&secret.metadata) {
+    if !label::is_ours(&secret.metadata) {
         // The watch selects by the label: without it nobody would see the next change.
         return SecretView::Broken("it has lost its label");
     }

@@ -74,6 +74,8 @@ pub struct Target<'a> {
 
 /// What to write beside the Secret.
 pub struct Plan {
+    /// The data planes of the targets, each once.
+    pub planes: Vec<&'static DataPlane>,
     /// The data planes' objects, with owner and labels.
     pub objects: Vec<Value>,
     /// The change to each target, in the order of the spec; or why there is none.
@@ -107,7 +109,7 @@ pub fn plan(world: &World<'_>) -> Plan {
         .flat_map(|plane| (plane.objects)(&given(&request, Some(plane)), &served_by(plane)))
         .map(|object| owned(world.trust, object))
         .collect();
-    Plan { objects, edits }
+    Plan { planes, objects, edits }
 }
 
 fn request<'a>(world: &'a World<'_>, names: &'a (String, String)) -> Request<'a> {
@@ -149,13 +151,9 @@ pub fn is_asked(
         let same = |route: &&Value| ingress::name_of(route) == ingress::name_of(wanted);
         routes.iter().find(same).is_some_and(|route| contains(route, wanted))
     };
-    let is_target = |object: &Value| {
-        let is_it = |target| {
-            ingress::is_of_same_kind(object, target) && object["metadata"]["name"] == *target.name
-        };
-        trust.spec.target_refs.iter().any(is_it)
-    };
-    let targets = || served.iter().filter(|(_, object)| is_target(object));
+    let is_target =
+        |object| trust.spec.target_refs.iter().any(|target| ingress::is_target(object, target));
+    let targets = || served.iter().filter(|(_, object)| is_target(*object));
     !request.by_policy
         || targets().filter(|(plane, _)| by_secret(plane)).all(|(plane, target)| {
             let its = targets().filter(|(other, _)| other.name == plane.name);

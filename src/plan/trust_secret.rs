@@ -12,6 +12,7 @@ use super::ledger::CaKey;
 use crate::api::{ClientTrust, annotation, label};
 use crate::ingress::{self, OwnSecret, Revocation, object_name};
 use crate::pki::crl::CrlNumber;
+use crate::pki::inspect::certificates;
 
 /// Keys of a trust's Secret.
 pub mod secret_key {
@@ -115,19 +116,17 @@ pub fn close(secret: &mut Secret) {
     secret.data.get_or_insert_default().insert(secret_key::CA.to_owned(), ByteString::default());
 }
 
-/// Does a Secret hold a CA certificate that the other one, if there is one, does not?
+/// Does a Secret hold a CA certificate that the other one, if there is one, does not? What can't be read may be one.
 pub fn adds_a_ca(wanted: &Secret, present: Option<&Secret>) -> bool {
-    let text = |secret: &Secret| {
-        let data = secret.data.as_ref().and_then(|data| data.get(secret_key::CA));
-        String::from_utf8_lossy(data.map(|data| &*data.0).unwrap_or_default()).into_owned()
+    let cas = |secret: &Secret| {
+        let pem = secret.data.as_ref().and_then(|data| data.get(secret_key::CA));
+        match pem.map(|pem| &*pem.0).unwrap_or_default() {
+            [] => Ok(Vec::new()),
+            pem => certificates(pem),
+        }
     };
-    let (wanted, present) = (text(wanted), present.map(text).unwrap_or_default());
-    let certificates = |bundle: &'_ str| -> Vec<String> {
-        let ends = bundle.split_inclusive("-----END CERTIFICATE-----");
-        ends.map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect()
-    };
-    let known = certificates(&present);
-    certificates(&wanted).iter().any(|one| !known.contains(one))
+    let known = present.and_then(|present| cas(present).ok()).unwrap_or_default();
+    cas(wanted).map_or(true, |wanted| wanted.iter().any(|ca| !known.contains(ca)))
 }
 
 /// For a data plane that refuses revoked certificates by `ca.crl` alone: beside CAs without any CRL it would
@@ -165,12 +164,11 @@ pub fn is_controlled(owner: Option<&str>, existing: &ObjectMeta) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pki::certificate_pem;
 
     #[test]
     fn another_ca_is_found_wherever_it_stands() {
-        let pem = |name: &str| {
-            format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
-        };
+        let pem = |name: &str| certificate_pem(name.as_bytes());
         let secret = |names: &[&str]| {
             let text: String = names.iter().map(|name| pem(name)).collect();
             let data = [(secret_key::CA.to_owned(), ByteString(text.into_bytes()))];

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use countersign::pki::inspect::certificates;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::DynamicObject;
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::json;
@@ -119,6 +120,19 @@ pub fn escape(text: &str) -> String {
 pub fn resource<P: DataPlane>() -> ApiResource {
     let [group, version, kind] = P::ROUTE;
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+/// The objects of a kind: group, version and kind; of a namespace, or those that have none.
+pub fn objects(
+    client: &Client,
+    namespace: Option<&str>,
+    [group, version, kind]: [&str; 3],
+) -> Api<DynamicObject> {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
 }
 
 /// How a client is refused: by an HTTP status, or by an alert, with the status 0.

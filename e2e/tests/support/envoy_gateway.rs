@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DynamicObject, PostParams};
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::contour::{assert_told_by_envoy, forged_for_envoy};
 use super::control_plane::{ControlPlane, free_ports};
-use super::data_plane::{DataPlane, Front, Refusal, end, install_kinds};
+use super::data_plane::{DataPlane, Front, Refusal, end, install_kinds, objects};
 use super::servers::{Answer, curl_plain};
 use super::{PATIENCE, create, program, run};
 
@@ -52,44 +51,34 @@ pub async fn install(plane: &ControlPlane, client: &Client) {
     install_kinds(plane, client, &built().join("crds.yaml"), &kinds).await;
 }
 
-fn api(
-    client: &Client,
-    namespace: Option<&str>,
-    group: &str,
-    version: &str,
-    kind: &str,
-) -> Api<DynamicObject> {
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-    match namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-        None => Api::all_with(client.clone(), &resource),
-    }
-}
-
 /// Makes an object of the Gateway API or of Envoy Gateway.
 pub async fn make(client: &Client, namespace: Option<&str>, object: Value) {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let (api_version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
     let (group, version) = api_version.split_once('/').expect("a group");
     let object = serde_json::from_value(object).expect("an object");
-    let api = api(client, namespace, group, version, &kind);
+    let api = objects(client, namespace, [group, version, &kind]);
     api.create(&PostParams::default(), &object).await.expect("created");
 }
 
 impl EnvoyGateway {
     /// The ClientTrafficPolicies of a namespace.
     pub fn policies(client: &Client, namespace: &str) -> Api<DynamicObject> {
-        api(client, Some(namespace), "gateway.envoyproxy.io", "v1alpha1", "ClientTrafficPolicy")
+        objects(
+            client,
+            Some(namespace),
+            ["gateway.envoyproxy.io", "v1alpha1", "ClientTrafficPolicy"],
+        )
     }
 
     /// The SecurityPolicies of a namespace.
     pub fn security_policies(client: &Client, namespace: &str) -> Api<DynamicObject> {
-        api(client, Some(namespace), "gateway.envoyproxy.io", "v1alpha1", "SecurityPolicy")
+        objects(client, Some(namespace), ["gateway.envoyproxy.io", "v1alpha1", "SecurityPolicy"])
     }
 
     /// The ReferenceGrants of a namespace.
     pub fn grants(client: &Client, namespace: &str) -> Api<DynamicObject> {
-        api(client, Some(namespace), "gateway.networking.k8s.io", "v1beta1", "ReferenceGrant")
+        objects(client, Some(namespace), ["gateway.networking.k8s.io", "v1beta1", "ReferenceGrant"])
     }
 
     /// A Gateway for one host, and its route to the shop.

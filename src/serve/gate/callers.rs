@@ -150,7 +150,7 @@ mod tests {
     use crate::pki::{CertificateAuthority, PrivateKey};
     use crate::serve::view::View;
     use rcgen::{CertificateParams, KeyPair};
-    use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+    use rustls::RootCertStore;
     use rustls::sign::{CertifiedKey, SingleCertAndKey};
     use rustls_pki_types::{PrivateKeyDer, ServerName};
     use std::net::SocketAddr;
@@ -181,72 +181,42 @@ mod tests {
         gate
     }
 
+    /// A gate that listens, and by which certificate callers know it.
+    struct Served {
+        address: SocketAddr,
+        certificate: CertificateDer<'static>,
+    }
+
     /// Has it answer callers of the authority `staff`.
-    async fn serve(gate: &Gate) -> SocketAddr {
+    async fn serve(gate: &Gate) -> Served {
         let callers = Arc::new(Callers::new(gate.clone(), "staff"));
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(["gate.example".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let own = CertifiedKey::from_der(vec![certificate], key, &tls::provider()).unwrap();
+        let own = CertifiedKey::from_der(vec![certificate.clone()], key, &tls::provider()).unwrap();
         let config = tls::server(callers.clone(), Arc::new(SingleCertAndKey::from(own))).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listener = TlsListener::start(listener, config).unwrap();
         let address = axum::serve::Listener::local_addr(&listener).unwrap();
         let service = guarded(callers).into_make_service_with_connect_info::<Caller>();
         tokio::spawn(async move { axum::serve(listener, service).await });
-        address
-    }
-
-    /// A caller who asks anybody.
-    #[derive(Debug)]
-    struct Trusting;
-
-    impl ServerCertVerifier for Trusting {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            tls::provider().signature_verification_algorithms.supported_schemes()
-        }
+        Served { address, certificate }
     }
 
     async fn connect(
-        address: SocketAddr,
+        served: &Served,
         pair: Option<(&CertificateDer<'static>, &PrivateKey)>,
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let pair = pair.map(|(certificate, key)| {
             let key = PrivateKeyDer::try_from(key.pkcs8_der().to_vec()).unwrap();
             (vec![certificate.clone()], key)
         });
-        let config = tls::client(Arc::new(Trusting), pair).map_err(std::io::Error::other)?;
-        let stream = TcpStream::connect(address).await?;
+        let mut roots = RootCertStore::empty();
+        roots.add(served.certificate.clone()).unwrap();
+        let config = tls::client(tls::verifier(roots).unwrap(), pair);
+        let config = config.map_err(std::io::Error::other)?;
+        let stream = TcpStream::connect(served.address).await?;
         let name = ServerName::try_from("gate.example").unwrap();
         TlsConnector::from(config).connect(name, stream).await
     }
@@ -263,10 +233,10 @@ mod tests {
 
     /// Does whoever shows this get no answer at all?
     async fn is_shut_out(
-        address: SocketAddr,
+        served: &Served,
         pair: Option<(&CertificateDer<'static>, &PrivateKey)>,
     ) -> bool {
-        match connect(address, pair).await {
+        match connect(served, pair).await {
             Ok(mut stream) => ask(&mut stream).await.is_err(),
             Err(_) => true,
         }
@@ -278,18 +248,18 @@ mod tests {
         let (good, stolen, stranger) = (pair(&ca), pair(&ca), pair(&other));
         let old = sample_pair(&ca, instant(PAST));
         let gate = gate_of(view_until(&ca, LATER, &[revoked(&stolen)]));
-        let address = serve(&gate).await;
+        let served = serve(&gate).await;
         for _ in 0..2 {
-            let mut stream = connect(address, Some((&good.0, &good.1))).await.unwrap();
+            let mut stream = connect(&served, Some((&good.0, &good.1))).await.unwrap();
             let answer = ask(&mut stream).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         }
-        assert!(is_shut_out(address, None).await);
+        assert!(is_shut_out(&served, None).await);
         for (certificate, key) in [&stolen, &stranger, &old] {
-            assert!(is_shut_out(address, Some((certificate, key))).await);
+            assert!(is_shut_out(&served, Some((certificate, key))).await);
         }
         // Who knows the certificate alone has not its key.
-        assert!(is_shut_out(address, Some((&good.0, &stranger.1))).await);
+        assert!(is_shut_out(&served, Some((&good.0, &stranger.1))).await);
         let refused = GateLabels { decision: "caller_refused" };
         assert_eq!(gate.metrics.gate_decisions.get_or_create(&refused).get(), 3);
     }
@@ -300,8 +270,8 @@ mod tests {
         let good = pair(&ca);
         let fresh = || Arc::new(view_until(&ca, LATER, &[]));
         let gate = gate_of(view_until(&ca, LATER, &[]));
-        let address = serve(&gate).await;
-        let mut stream = connect(address, Some((&good.0, &good.1))).await.unwrap();
+        let served = serve(&gate).await;
+        let mut stream = connect(&served, Some((&good.0, &good.1))).await.unwrap();
         let mut status = async || ask(&mut stream).await.unwrap()[9..12].to_owned();
         assert_eq!(status().await, "200");
         for (view, why) in [
