@@ -15,6 +15,7 @@ pub mod operator;
 pub mod pki;
 pub mod proxy;
 pub mod scenarios;
+pub mod scene;
 pub mod server;
 pub mod servers;
 pub mod shop;
